@@ -1,0 +1,153 @@
+"""What a comparison amounts to: loss curves read at equal tokens, equal FLOPs and equal seconds.
+
+A budget is what the thriftiest model spent on its whole run; the others' curves are read there, between
+evaluations in a straight line. Seconds are a step's *median* time times the steps, so that a moment in
+which the machine was busy with something else falls on nobody.
+"""
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minimoe import records
+from minimoe.cost import flops_per_token, parameters
+from minimoe.model import ModelConfig
+from minimoe.trainer import TrainConfig
+
+AXES = ("tokens", "flops", "seconds")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One model, one seed: what it had spent, and what it had reached, at each evaluation."""
+
+    spent: dict[str, np.ndarray]  # by axis
+    bits_per_byte: np.ndarray
+    domains: dict[str, float]  # bits per byte at the end
+    max_violation: float | None  # at the end, over the validation text
+    tokens_per_second: float
+
+    def at(self, axis: str, budget: float) -> float:
+        """Bits per byte when ``budget`` had been spent."""
+        return float(np.interp(budget, self.spent[axis], self.bits_per_byte))
+
+
+def read_curve(path: Path, model: ModelConfig, training: TrainConfig) -> Curve:
+    """The curve that a records file holds.
+
+    Raises:
+        ValueError: it holds no evaluation.
+    """
+    lines = list(records.read(path))
+    evaluations = [line for line in lines if line["kind"] == "evaluation"]
+    if not evaluations:
+        raise ValueError(f"{path} holds no evaluation; the run was stopped before its first")
+    step_seconds = statistics.median(line["seconds"] for line in lines if line["kind"] == "step")
+    step_tokens = training.batch_size * training.accumulate * model.context
+    steps = np.array([line["step"] for line in evaluations], dtype=float)
+    spent = {
+        "tokens": steps * step_tokens,
+        "flops": steps * step_tokens * flops_per_token(model),
+        "seconds": steps * step_seconds,
+    }
+    last = evaluations[-1]
+    return Curve(
+        spent,
+        np.array([line["bits_per_byte"] for line in evaluations]),
+        last["domains"],
+        last.get("max_violation"),
+        step_tokens / step_seconds,
+    )
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure over seeds."""
+
+    mean: float
+    deviation: float | None  # sample standard deviation; None for a single seed
+
+    @classmethod
+    def of(cls, values: list[float]) -> "Spread":
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        return cls(statistics.fmean(values), deviation)
+
+    def text(self, digits: int = 3) -> str:
+        spread = "" if self.deviation is None else f" ±{self.deviation:.{digits}f}"
+        return f"{self.mean:.{digits}f}{spread}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Curves of each model, one a seed (the same seeds, in order), and the models' configurations."""
+
+    curves: dict[str, list[Curve]]
+    models: dict[str, ModelConfig]
+
+    @property
+    def seeds(self) -> int:
+        return len(next(iter(self.curves.values())))
+
+    def budget(self, axis: str, seed: int) -> float:
+        """What the thriftiest model spent along ``axis`` in its whole run."""
+        return min(curves[seed].spent[axis][-1] for curves in self.curves.values())
+
+    def reached(self, name: str, axis: str) -> list[float]:
+        """Bits per byte of a model at the common budget, a value a seed."""
+        return [c.at(axis, self.budget(axis, s)) for s, c in enumerate(self.curves[name])]
+
+    def lead(self, rival: str, axis: str) -> Spread:
+        """How many bits per byte the mixture is below ``rival`` at the common budget; pairs of seeds."""
+        pairs = zip(self.reached(rival, axis), self.reached("moe", axis), strict=True)
+        return Spread.of([theirs - ours for theirs, ours in pairs])
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The table: a dictionary a model, plain values and spreads."""
+        rows = []
+        for name, curves in self.curves.items():
+            config = self.models[name]
+            violations = [c.max_violation for c in curves if c.max_violation is not None]
+            rows.append(
+                {
+                    "model": name,
+                    "parameters": parameters(config),
+                    "active": parameters(config, active=True),
+                    "flops_per_token": flops_per_token(config),
+                    "tokens_per_second": Spread.of([c.tokens_per_second for c in curves]),
+                    **{axis: Spread.of(self.reached(name, axis)) for axis in AXES},
+                    "domains": {d: Spread.of([c.domains[d] for c in curves]) for d in curves[0].domains},
+                    "max_violation": Spread.of(violations) if violations else None,
+                }
+            )
+        return rows
+
+    def verdict(self) -> str:
+        """What the figures say, for and against the mixture, in words chosen by the figures alone."""
+        sentences = []
+        for rival in (name for name in self.curves if name != "moe"):
+            clauses = []
+            for axis, words in zip(AXES, ("tokens", "FLOPs", "seconds"), strict=True):
+                lead = self.lead(rival, axis)
+                by = f"{abs(lead.mean):.3f}" + ("" if lead.deviation is None else f" ±{lead.deviation:.3f}")
+                clauses.append(f"{outcome(lead)} at equal {words} (by {by})")
+            sentences.append(f"Against {rival} the mixture {', '.join(clauses)}.")
+        if self.seeds == 1:
+            sentences.append(
+                "Differences in bits per byte, from one seed: a hundredth or two may be luck, "
+                "--seeds 3 shows the spread."
+            )
+        else:
+            sentences.append(
+                f"Differences in bits per byte, mean ± standard deviation of {self.seeds} paired seeds."
+            )
+        return " ".join(sentences)
+
+
+def outcome(lead: Spread, even: float = 0.005) -> str:
+    """won | lost | tied. A tie: the lead is within its deviation over seeds, or under ``even`` bits."""
+    if abs(lead.mean) <= max(even, lead.deviation or 0.0):
+        return "tied"
+    return "won" if lead.mean > 0 else "LOST"

@@ -1,0 +1,248 @@
+"""One optimizer step and one evaluation. The loop around them is ``training``.
+
+AdamW whose weight decay touches matrices only, a warm-up and then a cosine or a constant rate, clipping,
+gradient accumulation. The balance bias moves once per optimizer step, by the counts of all micro-batches.
+
+Dimensions: B batch, L sequence length, V vocabulary, E experts, M mixture layers.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call
+
+from minimoe.data import Batch, Corpus
+from minimoe.model import GPT
+from minimoe.moe import MoE, max_violation, update_bias_
+
+Autocast = Literal["off", "bf16", "auto"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that fixes a run beside the model and the text. Raises ValueError for what cannot be."""
+
+    steps: int = 1000
+    """optimizer steps"""
+    batch_size: int = 16
+    """sequences a micro-batch"""
+    accumulate: int = 1
+    """micro-batches an optimizer step"""
+    lr: float = 3e-3
+    """peak learning rate"""
+    warmup: int = 50
+    """steps over which the rate rises to its peak"""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """how the rate goes on from its peak"""
+    final_lr: float = 0.1
+    """where the cosine ends, as a fraction of the peak"""
+    average: float = 0.0
+    """evaluate and save weights averaged over about this last fraction of the run so far; 0: as they are"""
+    weight_decay: float = 0.1
+    """decoupled weight decay, on matrices only"""
+    beta1: float = 0.9
+    """AdamW's decay of the mean of gradients"""
+    beta2: float = 0.95
+    """AdamW's decay of the mean of squared gradients"""
+    clip: float = 1.0
+    """largest gradient norm"""
+    balance_speed: float = 1e-3
+    """how far the balance bias moves in a step; 0 leaves the experts unbalanced"""
+    autocast: Autocast = "off"
+    """off: float32; bf16: matmuls in bfloat16; auto: bf16 where a measured step is faster with it"""
+    eval_every: int = 100
+    """steps between evaluations"""
+    eval_sequences: int = 32
+    """validation sequences a domain"""
+    checkpoint_every: int = 200
+    """steps between checkpoints"""
+    seed: int = 0
+    """of the initial weights and the batches"""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "steps", "batch_size", "accumulate", "eval_every", "eval_sequences", "checkpoint_every"
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
+        if not (self.lr > 0 and self.clip > 0):
+            raise ValueError(f"lr ({self.lr}) and clip ({self.clip}) must be above 0")
+        for name in ("final_lr", "beta1", "beta2", "average"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be between 0 and 1")
+        for name in ("warmup", "weight_decay", "balance_speed", "seed"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be 0 or more")
+
+    def lr_at(self, step: int) -> float:
+        """The rate of step ``step`` (0 is the first)."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        if self.schedule == "constant":
+            return self.lr
+        progress = (step - self.warmup) / max(self.steps - self.warmup, 1)
+        fraction = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+        return self.lr * (self.final_lr + (1 - self.final_lr) * fraction)
+
+
+class TrainingError(ValueError):
+    """Training cannot go on; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step did."""
+
+    step: int  # steps done, this one included
+    loss: float  # cross-entropy, nats a token; balance terms are never in it
+    lr: float
+    grad_norm: float  # before clipping
+    tokens: int
+    seconds: float
+    counts_ME: Tensor | None  # tokens an expert got, a row a mixture layer; None for a dense model
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Bits per byte of each domain, their mean, and the experts' loads over the validation text."""
+
+    step: int
+    domains: dict[str, float]
+    counts_ME: Tensor | None
+
+    @property
+    def bits_per_byte(self) -> float:
+        return sum(self.domains.values()) / len(self.domains)
+
+    @property
+    def max_violation(self) -> float | None:
+        """MaxVio of each mixture layer, averaged over layers; None for a dense model."""
+        if self.counts_ME is None:
+            return None
+        return sum(max_violation(counts_E) for counts_E in self.counts_ME) / len(self.counts_ME)
+
+
+def cross_entropy(logits_BLV: Tensor, targets_BL: Tensor) -> Tensor:
+    """Mean nats a token, in float32 whatever the logits are."""
+    return F.cross_entropy(logits_BLV.flatten(0, 1).float(), targets_BL.flatten())
+
+
+class Trainer:
+    """A model, its optimizer and its place in the run: all that a checkpoint must hold."""
+
+    def __init__(self, model: GPT, corpus: Corpus, config: TrainConfig, device: str = "cpu") -> None:
+        corpus.check(model.config.context)
+        self.model = model.to(device)
+        self.corpus = corpus
+        self.config = config
+        self.device = torch.device(device)
+        self.mixtures = [m for m in model.modules() if isinstance(m, MoE)]
+        self.parameters = dict(model.named_parameters())
+        self.optimizer = self._make_optimizer()
+        self.average: dict[str, Tensor] = {}
+        if config.average:
+            self.average = {n: p.detach().clone() for n, p in self.parameters.items()}
+        self.step = 0
+        self.bf16 = self._choose_bf16()
+
+    def _make_optimizer(self) -> torch.optim.AdamW:
+        matrices = [p for p in self.parameters.values() if p.ndim >= 2]
+        others = [p for p in self.parameters.values() if p.ndim < 2]
+        config = self.config
+        groups = [
+            {"params": matrices, "weight_decay": config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        fused = self.device.type in ("cpu", "cuda")
+        return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=fused)
+
+    def train_step(self) -> Step:
+        """One optimizer step over ``accumulate`` micro-batches.
+
+        Raises:
+            TrainingError: the loss or the gradient is not finite; the weights are left as they were.
+        """
+        start = time.perf_counter()
+        config = self.config
+        lr = config.lr_at(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        loss = torch.zeros((), device=self.device)
+        counts_ME = None
+        for micro in range(config.accumulate):
+            batch = self.corpus.batch(
+                config.seed, self.step, config.batch_size, self.model.config.context,
+                micro=micro, device=self.device,
+            )  # fmt: skip
+            micro_loss, micro_counts_ME = self._backward(batch)
+            loss += micro_loss
+            if micro_counts_ME is not None:
+                counts_ME = micro_counts_ME + (0 if counts_ME is None else counts_ME)
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.clip)
+        if not (torch.isfinite(loss) and torch.isfinite(grad_norm)):
+            self.optimizer.zero_grad()
+            raise TrainingError(
+                f"step {self.step + 1}: loss {loss.item()}, gradient norm {grad_norm.item()} at "
+                f"learning rate {lr:.2g}; lower lr ({config.lr}) or lengthen warmup ({config.warmup})"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._after_update(counts_ME)
+        tokens = config.accumulate * config.batch_size * self.model.config.context
+        norm = grad_norm.item()  # waits for the device, so that the clock reads the whole step
+        seconds = time.perf_counter() - start
+        counts_ME = None if counts_ME is None else counts_ME.cpu()
+        return Step(self.step, loss.item(), lr, norm, tokens, seconds, counts_ME)
+
+    def _backward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Add one micro-batch's gradients; return its share of the loss, and its counts."""
+        self.model.train()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            logits_BLV, routings = self.model(batch.tokens_BL)
+            loss = cross_entropy(logits_BLV, batch.targets_BL) / self.config.accumulate
+        loss.backward()
+        counts = torch.stack([routing.counts_E for routing in routings]) if routings else None
+        return loss.detach(), counts
+
+    @torch.no_grad()
+    def _after_update(self, counts_ME: Tensor | None) -> None:
+        """Move the balance bias and the average, once per optimizer step."""
+        self.step += 1
+        if counts_ME is not None and self.config.balance_speed:
+            for moe, counts_E in zip(self.mixtures, counts_ME, strict=True):
+                update_bias_(moe.gate.e_score_correction_bias, counts_E, self.config.balance_speed)
+        if self.average:
+            # A window that grows with the run: the newest weights enter with 1 / (fraction * steps).
+            weight = min(1.0, 1.0 / (self.config.average * self.step))
+            torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), weight)
+
+    @torch.no_grad()
+    def evaluate(self) -> Evaluation:
+        """Bits per byte over the validation windows, in float32, with the averaged weights if any."""
+        self.model.eval()
+        nats = torch.zeros(len(self.corpus.domains), dtype=torch.float64)
+        counts_ME = None
+        batches = self.corpus.validation_batches(
+            self.model.config.context, self.config.eval_sequences, self.config.batch_size
+        )
+        for batch in batches:
+            batch = batch.to(self.device)
+            logits_BLV, routings = functional_call(self.model, self.average, (batch.tokens_BL,))
+            nats[batch.domains_B[0]] += cross_entropy(logits_BLV, batch.targets_BL).item() * len(
+                batch.domains_B
+            )
+            if routings:
+                batch_ME = torch.stack([routing.counts_E for routing in routings]).cpu()
+                counts_ME = batch_ME + (0 if counts_ME is None else counts_ME)
+        bits = nats / self.config.eval_sequences / math.log(2)
+        return Evaluation(self.step, dict(zip(self.corpus.domains, bits.tolist(), strict=True)), counts_ME)
+
+    def _choose_bf16(self) -> bool:
+        if self.config.autocast != "auto":
+            return self.config.autocast == "bf16"
+        return False

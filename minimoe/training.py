@@ -1,0 +1,223 @@
+"""The one training loop: steps, evaluations, checkpoints, records, resume, for one model or for several
+that take turns (so that all of them see the same machine).
+
+    out/run.json                        what was asked for, and whether it is finished
+    out/<name>/records.jsonl            a line a step and an evaluation
+    out/<name>/checkpoints/step-...     see ``checkpoint``
+"""
+
+import dataclasses
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from minimoe import checkpoint, records
+from minimoe.data import Corpus
+from minimoe.memory import keep_freed_memory
+from minimoe.model import GPT
+from minimoe.moe import max_violation
+from minimoe.progress import Display, Silent
+from minimoe.trainer import Evaluation, Step, TrainConfig, Trainer, TrainingError
+
+
+class Interrupted(Exception):
+    """The user stopped the run; everything is saved."""
+
+
+def train(
+    model: GPT,
+    corpus: Corpus,
+    config: TrainConfig,
+    *,
+    out: Path | str | None = None,
+    device: str = "cpu",
+    resume: bool = False,
+    display: Display | None = None,
+) -> list[Evaluation]:
+    """Train a model; return its evaluations, the last one after the last step.
+
+    Args:
+        out: a folder for records and checkpoints; None keeps nothing.
+        resume: go on from the newest checkpoint in ``out``; on a CPU to the same bits as if the run had
+            never stopped. Evaluations made before the checkpoint are not returned again.
+
+    Raises:
+        TrainingError, CheckpointError: with the remedy. Interrupted: Ctrl-C, after saving.
+    """
+    trainer = Trainer(model, corpus, config, device)
+    folders = {"model": Path(out)} if out is not None else {}
+    evaluations: list[Evaluation] = []
+    train_in_turns({"model": trainer}, folders, resume=resume, display=display, keep=evaluations)
+    return evaluations
+
+
+def train_in_turns(
+    trainers: Mapping[str, Trainer],
+    folders: Mapping[str, Path],
+    *,
+    resume: bool = False,
+    display: Display | None = None,
+    keep: list[Evaluation] | None = None,
+) -> None:
+    """Train several models, a step each in turn, each to its own ``config.steps``."""
+    keep_freed_memory()
+    display = display or Silent()
+    for name, folder in folders.items():
+        _open(folder, trainers[name], resume)
+    with display, _interruptible() as stop:
+        display.start(trainers)
+        while waiting := [n for n, t in trainers.items() if t.step < t.config.steps]:
+            # After a kill in mid-turn some are a step ahead: the others catch up first.
+            name = min(waiting, key=lambda n: trainers[n].step)
+            _turn(name, trainers[name], folders.get(name), display, keep)
+            if stop.is_set():
+                for other, folder in folders.items():
+                    checkpoint.save(folder / "checkpoints", trainers[other])
+                raise Interrupted
+
+
+def _turn(
+    name: str,
+    trainer: Trainer,
+    folder: Path | None,
+    display: Display,
+    keep: list[Evaluation] | None,
+) -> None:
+    """One step of one model, and the evaluation and checkpoint that fall due after it."""
+    config = trainer.config
+    last = trainer.step + 1 == config.steps
+    step = trainer.train_step()
+    display.step(name, step)
+    _record(folder, trainer, step_record(step))
+    if last or trainer.step % config.eval_every == 0:
+        evaluation = trainer.evaluate()
+        display.evaluation(name, evaluation)
+        _record(folder, trainer, evaluation_record(evaluation))
+        if keep is not None:
+            keep.append(evaluation)
+    if folder is not None and (last or trainer.step % config.checkpoint_every == 0):
+        checkpoint.save(folder / "checkpoints", trainer)
+
+
+def _open(folder: Path, trainer: Trainer, resume: bool) -> None:
+    """Make a run's folder ready: restore the newest checkpoint, or begin the records."""
+    file = folder / "records.jsonl"
+    newest = checkpoint.latest(folder / "checkpoints")
+    if not resume and (newest or file.exists()):
+        raise TrainingError(f"{folder} already holds a run; resume it, or choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    needed, free = checkpoint.needed_bytes(trainer), shutil.disk_usage(folder).free
+    if needed > free:
+        raise TrainingError(
+            f"checkpoints will need {needed / 1e6:,.0f} MB in {folder} and {free / 1e6:,.0f} MB are "
+            "free; free some space or choose another --out"
+        )
+    if newest:
+        checkpoint.restore(newest, trainer)
+        records.cut_after(file, trainer.step)
+        return
+    header = {
+        "kind": "run",
+        "model": dataclasses.asdict(trainer.model.config),
+        "training": dataclasses.asdict(trainer.config),
+        "bf16": trainer.bf16,
+        "domains": dict(zip(trainer.corpus.domains, trainer.corpus.sources, strict=True)),
+        "machine": records.machine(trainer.device),
+    }
+    records.write_atomically(file, "")
+    _record(folder, trainer, header)
+
+
+def _record(folder: Path | None, trainer: Trainer, record: records.Record) -> None:
+    if folder is None:
+        return
+    try:
+        records.append(folder / "records.jsonl", record | {"data": trainer.corpus.fingerprint})
+    except OSError as error:
+        newest = checkpoint.latest(folder / "checkpoints")
+        kept = f"{newest} is whole" if newest else "no checkpoint was due yet"
+        raise TrainingError(
+            f"could not write {folder / 'records.jsonl'} at step {trainer.step} ({error}); {kept}. "
+            "Free some space and resume"
+        ) from error
+
+
+def step_record(step: Step) -> records.Record:
+    record = {
+        "kind": "step",
+        "step": step.step,
+        "loss": step.loss,
+        "lr": step.lr,
+        "grad_norm": step.grad_norm,
+        "seconds": step.seconds,
+    }
+    if step.counts_ME is not None:
+        shares = step.counts_ME / step.counts_ME.sum(1, keepdim=True)
+        record |= {
+            "max_violation": sum(map(max_violation, step.counts_ME)) / len(step.counts_ME),
+            "busiest": shares.max().item(),
+            "idlest": shares.min().item(),
+        }
+    return record
+
+
+def evaluation_record(evaluation: Evaluation) -> records.Record:
+    record = {
+        "kind": "evaluation",
+        "step": evaluation.step,
+        "bits_per_byte": evaluation.bits_per_byte,
+        "domains": evaluation.domains,
+    }
+    if evaluation.counts_ME is not None:
+        record |= {
+            "max_violation": evaluation.max_violation,
+            "loads": evaluation.counts_ME.tolist(),
+        }
+    return record
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Turn Ctrl-C (and a polite kill) into an event to look at between steps; a second Ctrl-C is the
+    usual one. Outside the main thread signals cannot be caught, and stay as they are."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def on_signal(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, previous[signal.SIGINT])
+        stop.set()
+
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in previous:
+        signal.signal(number, on_signal)
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def pick_device(name: str) -> str:
+    """``auto`` -> cuda, mps or cpu, whichever is there first; any other name is checked.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        return next(device for device, present in there.items() if present)
+    if not there.get(name.split(":")[0], False):
+        present = ", ".join(device for device, here in there.items() if here)
+        raise ValueError(f"there is no device {name!r} here; available: {present}")
+    return name
