@@ -64,6 +64,7 @@ def save(folder: Path, trainer: Trainer) -> Path:
             "domains": list(trainer.corpus.domains),
             "sha256": checksums,
         }
+        state["sha256"]["state.json"] = _state_checksum(state)
         write_atomically(temporary / "state.json", json.dumps(state, indent=1))
         temporary.rename(final)
         _flush(folder)
@@ -172,13 +173,21 @@ def _training_tensors(trainer: Trainer) -> dict[str, Tensor]:
 def _read_state(path: Path) -> dict[str, Any]:
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        if state["format"] != FORMAT:
-            raise CheckpointError(
-                f"{path} has checkpoint format {state['format']}, this version reads {FORMAT}"
-            )
-        return state
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        intact = state["sha256"]["state.json"] == _state_checksum(state)
+        found = state["format"]
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(_damaged(path, f"state.json: {error}")) from error
+    if not intact:
+        raise CheckpointError(_damaged(path, "state.json does not match its checksum"))
+    if found != FORMAT:
+        raise CheckpointError(f"{path} has checkpoint format {found}, this version reads {FORMAT}")
+    return state
+
+
+def _state_checksum(state: dict[str, Any]) -> str:
+    """Of everything in state.json but the checksum itself."""
+    sums = {name: value for name, value in state["sha256"].items() if name != "state.json"}
+    return hashlib.sha256(json.dumps(state | {"sha256": sums}, sort_keys=True).encode()).hexdigest()
 
 
 def _read_tensors(path: Path, name: str, state: dict[str, Any]) -> dict[str, Tensor]:

@@ -142,7 +142,7 @@ def _from_folder(
 ) -> tuple[np.ndarray, np.ndarray]:
     size = sum(len(text.encode()) for _, text in documents)
     train, validation = split(iter(documents), train_bytes, min(validation_bytes, size // 10))
-    if len(train) == 0:
+    if len(train) == 0 or len(validation) == 0:
         raise ValueError(
             f"domain {name} has {size} bytes in {len(documents)} document(s), too little to hold "
             "some back for validation; add text"
@@ -155,13 +155,13 @@ def split(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fill validation, then training, with documents in the order they come; each text once.
 
-    A document is cut where it overfills a part, and in validation at a tenth of it, so that no single
-    document speaks for a domain; the rest of it is dropped. No document, and no exact copy of one, lies
-    on both sides.
+    A document is cut where it overfills a part, and in validation at a tenth of it (at 4,000 bytes if that
+    is more), so that no single document speaks for a domain; the rest of it is dropped. No document, and no
+    exact copy of one, lies on both sides.
     """
     seen: set[bytes] = set()
     parts = []
-    for limit, longest in ((validation_bytes, max(validation_bytes // 10, 1)), (train_bytes, None)):
+    for limit, longest in ((validation_bytes, max(validation_bytes // 10, 4_000)), (train_bytes, None)):
         filled = bytearray()
         while len(filled) < limit:
             _, text = next(documents, (None, None))

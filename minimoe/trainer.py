@@ -19,6 +19,7 @@ from torch.func import functional_call
 from minimoe.data import Batch, Corpus
 from minimoe.model import GPT
 from minimoe.moe import MoE, max_violation, update_bias_
+from minimoe.timing import interleaved_seconds
 
 Autocast = Literal["off", "bf16", "auto"]
 
@@ -137,6 +138,8 @@ class Trainer:
 
     def __init__(self, model: GPT, corpus: Corpus, config: TrainConfig, device: str = "cpu") -> None:
         corpus.check(model.config.context)
+        if model.config.vocab_size < 256:
+            raise ValueError(f"vocab_size ({model.config.vocab_size}) must be at least 256: text is bytes")
         self.model = model.to(device)
         self.corpus = corpus
         self.config = config
@@ -175,11 +178,7 @@ class Trainer:
         loss = torch.zeros((), device=self.device)
         counts_ME = None
         for micro in range(config.accumulate):
-            batch = self.corpus.batch(
-                config.seed, self.step, config.batch_size, self.model.config.context,
-                micro=micro, device=self.device,
-            )  # fmt: skip
-            micro_loss, micro_counts_ME = self._backward(batch)
+            micro_loss, micro_counts_ME = self._backward(self._batch(micro), self.bf16)
             loss += micro_loss
             if micro_counts_ME is not None:
                 counts_ME = micro_counts_ME + (0 if counts_ME is None else counts_ME)
@@ -199,10 +198,16 @@ class Trainer:
         counts_ME = None if counts_ME is None else counts_ME.cpu()
         return Step(self.step, loss.item(), lr, norm, tokens, seconds, counts_ME)
 
-    def _backward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def _batch(self, micro: int) -> Batch:
+        config, context = self.config, self.model.config.context
+        return self.corpus.batch(
+            config.seed, self.step, config.batch_size, context, micro=micro, device=self.device
+        )
+
+    def _backward(self, batch: Batch, bf16: bool) -> tuple[Tensor, Tensor | None]:
         """Add one micro-batch's gradients; return its share of the loss, and its counts."""
         self.model.train()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             logits_BLV, routings = self.model(batch.tokens_BL)
             loss = cross_entropy(logits_BLV, batch.targets_BL) / self.config.accumulate
         loss.backward()
@@ -245,4 +250,8 @@ class Trainer:
     def _choose_bf16(self) -> bool:
         if self.config.autocast != "auto":
             return self.config.autocast == "bf16"
-        return False
+        batch = self._batch(0)
+        tasks = {bf16: lambda bf16=bf16: self._backward(batch, bf16) for bf16 in (False, True)}
+        seconds = interleaved_seconds(tasks, self.device, rounds=3, warmup=1)
+        self.optimizer.zero_grad()
+        return seconds[True] < 0.95 * seconds[False]

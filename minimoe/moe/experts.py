@@ -77,8 +77,8 @@ def _reference(x_TD: Tensor, gate_up: Tensor, down: Tensor, routing: Routing) ->
         outputs.append(y_D)
     if outputs:
         return torch.stack(outputs)
-    # No token: still touch the weights, so that their gradients are zeros and not None.
-    return x_TD + 0 * (gate_up.sum() + down.sum())
+    # No token: still touch all that learns, so that its gradient is zero and not None.
+    return x_TD + 0 * (gate_up.sum() + down.sum() + routing.weights_TK.sum().to(x_TD.dtype))
 
 
 def _sorted(x_TD: Tensor, gate_up: Tensor, down: Tensor, routing: Routing, matmul) -> Tensor:
