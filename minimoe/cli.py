@@ -28,7 +28,7 @@ from minimoe.generation import check_sampling, generate
 from minimoe.model import GPT, ModelConfig
 from minimoe.plots import plot_comparison
 from minimoe.progress import Terminal
-from minimoe.report import as_json, print_comparison
+from minimoe.report import print_comparison
 from minimoe.trainer import TrainConfig
 from minimoe.training import Interrupted, pick_device, train
 from minimoe.version import __version__
@@ -51,6 +51,8 @@ class Compare:
     """default, article, all, names of domains joined by commas, or a folder of text files"""
     device: str = "auto"
     """auto, cpu, cuda or mps"""
+    threads: int | None = None
+    """CPU threads; None is one a core. On a machine that is busy with something else, fewer are faster"""
     out: Path | None = None
     """folder for records, checkpoints, table and figure [default: runs/compare-PRESET]"""
     steps: int | None = None
@@ -73,7 +75,7 @@ class Compare:
             )
             preset = dataclasses.replace(preset, training=training)
         out = self.out or Path("runs") / f"compare-{self.preset}"
-        device = pick_device(self.device)
+        device = _prepare(self.device, self.threads)
         corpus = _load(self.data)
         wanted = settings(preset, self.data, self.seeds, device)
         open_folder(out, wanted, resume=self.resume, overwrite=self.overwrite)
@@ -87,19 +89,18 @@ class Compare:
         comparison = read_results(preset, out, self.seeds)
         about = {
             "preset": self.preset,
-            "seeds": self.seeds,
             "machine": records.machine(device),
             "domains": dict(zip(corpus.domains, corpus.sources, strict=True)),
             "data": corpus.fingerprint,
             "seconds": time.perf_counter() - start,
         }
-        text = json.dumps(as_json(comparison, about), indent=1)
-        records.write_atomically(out / "comparison.json", text + "\n")
+        data = about | comparison.as_dict()
+        records.write_atomically(out / "comparison.json", json.dumps(data, indent=1) + "\n")
         title = f"minimoe compare · {self.preset} · seeds: {self.seeds}"
         plot_comparison(comparison, out / "comparison.png", title)
         close_folder(out)
         console.print()
-        print_comparison(comparison, console)
+        print_comparison(data, console)
         console.print(f"\nFigure: {out / 'comparison.png'}   Data: {out / 'comparison.json'}")
 
     def how_to_resume(self) -> str:
@@ -118,6 +119,8 @@ class Train:
     """default, article, all, names of domains joined by commas, or a folder of text files"""
     device: str = "auto"
     """auto, cpu, cuda or mps"""
+    threads: int | None = None
+    """CPU threads; None is one a core. On a machine that is busy with something else, fewer are faster"""
     out: Path = Path("runs/train")
     """folder for records and checkpoints"""
     resume: bool = False
@@ -128,7 +131,7 @@ class Train:
     """show the traceback of an error"""
 
     def run(self) -> None:
-        device = pick_device(self.device)
+        device = _prepare(self.device, self.threads)
         corpus = _load(self.data)
         corpus.check(self.model.context)
         wanted = {
@@ -200,6 +203,15 @@ class Sample:
 
     def how_to_resume(self) -> str:
         return "the same command"
+
+
+def _prepare(device: str, threads: int | None) -> str:
+    """Set the threads, pick the device."""
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"--threads ({threads}) must be at least 1")
+        torch.set_num_threads(threads)
+    return pick_device(device)
 
 
 def _load(data: str) -> Corpus:

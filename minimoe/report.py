@@ -1,22 +1,22 @@
-"""A comparison on the terminal and as JSON."""
+"""A comparison on the terminal, drawn from the same plain data that comparison.json holds."""
 
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from minimoe.results import Comparison, Spread
+from minimoe.results import AXES
+
+AXIS_TITLES = {"tokens": "equal tokens", "flops": "equal FLOPs", "seconds": "equal seconds"}
 
 
-def print_comparison(comparison: Comparison, console: Console) -> None:
-    """Two tables, one of what the models are and one of what they reached, then the verdict."""
-    rows = comparison.rows()
-    seeds = comparison.seeds
-    about = "1 seed" if seeds == 1 else f"{seeds} seeds, mean ± standard deviation"
+def print_comparison(data: dict[str, Any], console: Console) -> None:
+    """What the models are, what they reached, the same by domain, and the verdict."""
+    rows = data["models"]
+    seeds = data["seeds"]
+    about = "1 seed" if seeds == 1 else f"{seeds} seeds, mean ±standard deviation"
 
-    sizes = Table(title="The models", title_justify="left", title_style="bold")
-    for heading in ("", "parameters", "active a token", "FLOPs a token*", "tokens/s", "MaxVio"):
-        sizes.add_column(heading, justify="left" if not heading else "right")
+    sizes = _table("The models", ["", "parameters", "active", "FLOPs/token*", "tokens/s", "MaxVio"])
     for row in rows:
         violation = row["max_violation"]
         sizes.add_row(
@@ -24,62 +24,41 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
             f"{row['parameters']:,}",
             f"{row['active']:,}",
             _si(row["flops_per_token"]),
-            f"{row['tokens_per_second'].mean:,.0f}",
-            "" if violation is None else violation.text(2),
+            f"{row['tokens_per_second']['mean']:,.0f}",
+            "" if violation is None else _spread(violation, 2),
         )
     console.print(sizes)
-    console.print("* training, forward and backward\n", style="dim")
+    console.print("* in training: forward and backward\n", style="dim")
 
-    reached = Table(
-        title=f"Validation bits per byte, lower is better ({about})",
-        title_justify="left",
-        title_style="bold",
+    reached = _table(
+        f"Validation bits per byte, lower is better ({about})", ["", *(AXIS_TITLES[axis] for axis in AXES)]
     )
-    for heading in ("", "equal tokens", "equal FLOPs", "equal seconds"):
-        reached.add_column(heading, justify="left" if not heading else "right")
     for row in rows:
-        reached.add_row(row["model"], *(row[axis].text() for axis in ("tokens", "flops", "seconds")))
+        reached.add_row(row["model"], *(_spread(row[axis]) for axis in AXES))
     console.print(reached)
 
-    domains = Table(title="The same by domain, at equal tokens", title_justify="left", title_style="bold")
     names = list(rows[0]["domains"])
-    for heading in ("", *names):
-        domains.add_column(heading, justify="left" if not heading else "right")
+    domains = _table("The same by domain, at equal tokens", ["", *names])
     for row in rows:
-        domains.add_row(row["model"], *(row["domains"][name].text() for name in names))
+        domains.add_row(row["model"], *(_spread(row["domains"][name]) for name in names))
     console.print(domains)
-    console.print(f"\n{comparison.verdict()}")
+    console.print(f"\n{data['verdict']}", highlight=False)
 
 
-def as_json(comparison: Comparison, about: dict[str, Any]) -> dict[str, Any]:
-    """The same as plain data, the curves included."""
-    return {
-        **about,
-        "models": [_plain(row) for row in comparison.rows()],
-        "verdict": comparison.verdict(),
-        "curves": {
-            name: [
-                {
-                    **{axis: values.tolist() for axis, values in curve.spent.items()},
-                    "bits_per_byte": curve.bits_per_byte.tolist(),
-                }
-                for curve in curves
-            ]
-            for name, curves in comparison.curves.items()
-        },
-    }
+def _table(title: str, headings: list[str]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=not heading)
+    return table
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Spread):
-        return {"mean": value.mean, "deviation": value.deviation}
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value
+def _spread(value: dict[str, Any], digits: int = 3) -> str:
+    deviation = value["deviation"]
+    return f"{value['mean']:.{digits}f}" + ("" if deviation is None else f" ±{deviation:.{digits}f}")
 
 
 def _si(value: float) -> str:
-    """1,234,567 -> 1.23 M."""
+    """1_234_567 -> 1.23 M."""
     for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= factor:
             return f"{value / factor:.2f} {letter}"

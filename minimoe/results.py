@@ -75,9 +75,8 @@ class Spread:
         deviation = statistics.stdev(values) if len(values) > 1 else None
         return cls(statistics.fmean(values), deviation)
 
-    def text(self, digits: int = 3) -> str:
-        spread = "" if self.deviation is None else f" ±{self.deviation:.{digits}f}"
-        return f"{self.mean:.{digits}f}{spread}"
+    def as_dict(self) -> dict[str, float | None]:
+        return {"mean": self.mean, "deviation": self.deviation}
 
 
 @dataclass(frozen=True)
@@ -105,24 +104,36 @@ class Comparison:
         return Spread.of([theirs - ours for theirs, ours in pairs])
 
     def rows(self) -> list[dict[str, Any]]:
-        """The table: a dictionary a model, plain values and spreads."""
+        """The table: plain values, a dictionary a model."""
         rows = []
         for name, curves in self.curves.items():
             config = self.models[name]
             violations = [c.max_violation for c in curves if c.max_violation is not None]
-            rows.append(
-                {
-                    "model": name,
-                    "parameters": parameters(config),
-                    "active": parameters(config, active=True),
-                    "flops_per_token": flops_per_token(config),
-                    "tokens_per_second": Spread.of([c.tokens_per_second for c in curves]),
-                    **{axis: Spread.of(self.reached(name, axis)) for axis in AXES},
-                    "domains": {d: Spread.of([c.domains[d] for c in curves]) for d in curves[0].domains},
-                    "max_violation": Spread.of(violations) if violations else None,
-                }
-            )
+            row = {
+                "model": name,
+                "parameters": parameters(config),
+                "active": parameters(config, active=True),
+                "flops_per_token": flops_per_token(config),
+                "tokens_per_second": Spread.of([c.tokens_per_second for c in curves]).as_dict(),
+                "max_violation": Spread.of(violations).as_dict() if violations else None,
+                "domains": {
+                    d: Spread.of([c.domains[d] for c in curves]).as_dict() for d in curves[0].domains
+                },
+            }
+            rows.append(row | {axis: Spread.of(self.reached(name, axis)).as_dict() for axis in AXES})
         return rows
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as plain data, for JSON and for the terminal."""
+        curves = {
+            name: [
+                {axis: values.tolist() for axis, values in curve.spent.items()}
+                | {"bits_per_byte": curve.bits_per_byte.tolist()}
+                for curve in curves
+            ]
+            for name, curves in self.curves.items()
+        }
+        return {"seeds": self.seeds, "models": self.rows(), "verdict": self.verdict(), "curves": curves}
 
     def verdict(self) -> str:
         """What the figures say, for and against the mixture, in words chosen by the figures alone."""

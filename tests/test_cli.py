@@ -74,6 +74,8 @@ def test_sample_writes_from_a_compared_model_and_repeats(compared, capsys):
     ("arguments", "message"),
     [
         (["compare", "--seeds", "0"], "--seeds (0) must be at least 1"),
+        (["compare", "--threads", "0"], "--threads (0) must be at least 1"),
+        (["compare", "--steps", "0"], "steps (0) must be at least 1"),
         (["compare", "--seeds", "many"], "invalid literal for int"),
         (["compare", "--seeeds", "3"], "perhaps you meant --seeds"),
         (["compare", "--preset", "huge"], "invalid choice 'huge'"),

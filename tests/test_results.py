@@ -11,7 +11,7 @@ from minimoe.compare import PRESETS
 from minimoe.cost import flops_per_token, parameters
 from minimoe.model import ModelConfig
 from minimoe.plots import plot_comparison
-from minimoe.report import as_json, print_comparison
+from minimoe.report import print_comparison
 from minimoe.results import Comparison, Curve, Spread, outcome, read_curve
 from minimoe.trainer import TrainConfig
 
@@ -78,7 +78,7 @@ def test_seeds_are_paired():
     lead = comparison.lead("dense-active", "tokens")
     assert lead.mean == pytest.approx(0.1)
     assert lead.deviation == pytest.approx(0.0, abs=1e-9)  # the same lead in each seed
-    assert comparison.rows()[0]["tokens"].deviation == pytest.approx(0.707, abs=1e-3)
+    assert comparison.rows()[0]["tokens"]["deviation"] == pytest.approx(0.707, abs=1e-3)
     assert "2 paired seeds" in comparison.verdict()
 
 
@@ -107,12 +107,12 @@ def test_a_curve_is_read_from_records_with_the_median_second(tmp_path):
 def test_table_and_json_carry_the_figures(tmp_path):
     comparison = made_up()
     console = Console(record=True, width=100, file=(tmp_path / "out").open("w"))
-    print_comparison(comparison, console)
+    print_comparison(comparison.as_dict(), console)
     text = console.export_text()
     for figure in ("2.800", "3.400", "0.50", f"{parameters(MODELS['moe']):,}"):
         assert figure in text
     assert comparison.verdict().split(".")[0] in " ".join(text.split())
-    data = json.loads(json.dumps(as_json(comparison, {"preset": "quick"})))
+    data = json.loads(json.dumps(comparison.as_dict()))
     moe = next(row for row in data["models"] if row["model"] == "moe")
     assert moe["tokens"] == {"mean": 2.8, "deviation": None}
     assert moe["parameters"] == parameters(MODELS["moe"])

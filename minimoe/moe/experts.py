@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from minimoe.moe import grouped
 from minimoe.moe.routing import Routing
 
 Dispatch = Literal["auto", "grouped", "loop", "reference"]
@@ -54,7 +55,8 @@ class Experts(nn.Module):
 
         if dispatch == "reference":
             return _reference(x_TD, gate_up, down, routing)
-        obstacle = _grouped_obstacle(x_TD, gate_up, down)
+        widths = {"dim": gate_up.shape[2], "expert_dim": down.shape[2]}
+        obstacle = grouped.obstacle(x_TD.dtype, x_TD.shape[0], **widths)
         if dispatch == "grouped" and obstacle:
             raise ValueError(f"dispatch 'grouped' cannot run here: {obstacle}; use 'loop' or 'auto'")
         matmul = _loop_matmul if dispatch == "loop" or obstacle else _grouped_matmul
@@ -125,19 +127,5 @@ def _loop_matmul(x_RI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:
 
 
 def _grouped_matmul(x_RI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:
-    """The same in one call; ``offs`` are the ends of the blocks, and stay on the device."""
-    ends_E = counts_E.cumsum(0).to(torch.int32)
-    return F.grouped_mm(x_RI, weight_EOI.transpose(-2, -1), offs=ends_E)
-
-
-def _grouped_obstacle(x_TD: Tensor, gate_up: Tensor, down: Tensor) -> str | None:
-    """Why torch's grouped matmul cannot take these operands, or None where it can."""
-    supported = [torch.bfloat16, torch.float16, torch.float32]
-    if x_TD.dtype not in supported:
-        return f"torch.nn.functional.grouped_mm has no {x_TD.dtype}"
-    for name, width in (("dim", gate_up.shape[2]), ("expert_dim", down.shape[2])):
-        if width * x_TD.element_size() % 16:
-            return f"a row of {name} ({width}) {x_TD.dtype} values is not a multiple of 16 bytes"
-    if x_TD.shape[0] == 0:
-        return "there are no tokens"
-    return None
+    """The same in one call, which never waits."""
+    return grouped.grouped_matmul(x_RI, weight_EOI, counts_E.cumsum(0).to(torch.int32))

@@ -1,0 +1,22 @@
+"""What the benchmarks share: the machine in every record, and few threads' worth of surprises."""
+
+import pytest
+import torch
+
+from minimoe.memory import keep_freed_memory
+from minimoe.records import machine
+
+
+def pytest_benchmark_update_machine_info(config, machine_info):
+    machine_info["minimoe"] = machine("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _keep_freed_memory():
+    keep_freed_memory()
+
+
+@pytest.fixture
+def rounds(request) -> int:
+    """How often to measure: once where timing is off, to see that it runs."""
+    return 1 if request.config.getoption("benchmark_disable") else 7
