@@ -69,7 +69,7 @@ class Compare:
             raise ValueError(f"--seeds ({self.seeds}) must be at least 1")
         preset = PRESETS[self.preset]
         if self.steps is not None:
-            every = max(1, min(preset.training.eval_every, self.steps // 20))
+            every = max(1, min(preset.training.eval_every, self.steps // 10))
             training = dataclasses.replace(
                 preset.training, steps=self.steps, eval_every=every, warmup=min(30, self.steps)
             )

@@ -48,7 +48,7 @@ PRESETS: dict[str, Preset] = {
     "quick": Preset(
         ModelConfig(dim=64, n_layers=3, n_heads=2, context=128, n_experts=32, top_k=4, expert_dim=32),
         TrainConfig(steps=600, warmup=30, eval_every=30, checkpoint_every=100, **_FAIR),
-        {"dense-active": 4e-3, "dense-total": 4e-3, "moe": 4e-3},
+        {"dense-active": 3e-3, "dense-total": 3e-3, "moe": 3e-3},
     ),
     "standard": Preset(
         ModelConfig(dim=192, n_layers=4, n_heads=3, context=128, n_experts=32, top_k=4, expert_dim=96),

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from minimoe.results import AXES, Comparison
+from minimoe.results import ALL, AXES, Comparison
 
 LABELS = {
     "tokens": "training tokens (bytes)",
@@ -33,7 +33,7 @@ def plot_comparison(comparison: Comparison, path: Path, title: str) -> None:
             for name, curves in comparison.curves.items():
                 style = STYLES[name]
                 spent = np.mean([curve.spent[axis] for curve in curves], axis=0)
-                values = np.array([curve.bits_per_byte for curve in curves])
+                values = np.array([curve.bits_per_byte[ALL] for curve in curves])
                 if len(curves) > 1:
                     panel.plot(spent, values.T, color=style["color"], linewidth=0.5, alpha=0.5)
                 panel.plot(

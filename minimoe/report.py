@@ -7,11 +7,11 @@ from rich.table import Table
 
 from minimoe.results import AXES
 
-AXIS_TITLES = {"tokens": "equal tokens", "flops": "equal FLOPs", "seconds": "equal seconds"}
+AXIS_TITLES = {"tokens": "at equal tokens", "flops": "at equal FLOPs", "seconds": "at equal seconds"}
 
 
 def print_comparison(data: dict[str, Any], console: Console) -> None:
-    """What the models are, what they reached, the same by domain, and the verdict."""
+    """What the models are, what they reached (over all domains and in each), and the verdict."""
     rows = data["models"]
     seeds = data["seeds"]
     about = "1 seed" if seeds == 1 else f"{seeds} seeds, mean ±standard deviation"
@@ -30,18 +30,13 @@ def print_comparison(data: dict[str, Any], console: Console) -> None:
     console.print(sizes)
     console.print("* in training: forward and backward\n", style="dim")
 
-    reached = _table(
-        f"Validation bits per byte, lower is better ({about})", ["", *(AXIS_TITLES[axis] for axis in AXES)]
-    )
-    for row in rows:
-        reached.add_row(row["model"], *(_spread(row[axis]) for axis in AXES))
+    domains = list(rows[0]["tokens"])
+    reached = _table(f"Validation bits per byte, lower is better ({about})", ["", *domains])
+    for axis in AXES:
+        reached.add_row(AXIS_TITLES[axis], style="bold")
+        for row in rows:
+            reached.add_row(f"  {row['model']}", *(_spread(row[axis][domain]) for domain in domains))
     console.print(reached)
-
-    names = list(rows[0]["domains"])
-    domains = _table("The same by domain, at equal tokens", ["", *names])
-    for row in rows:
-        domains.add_row(row["model"], *(_spread(row["domains"][name]) for name in names))
-    console.print(domains)
     console.print(f"\n{data['verdict']}", highlight=False)
 
 

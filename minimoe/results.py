@@ -18,6 +18,7 @@ from minimoe.model import ModelConfig
 from minimoe.trainer import TrainConfig
 
 AXES = ("tokens", "flops", "seconds")
+ALL = "all"  # the mean over domains
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,13 @@ class Curve:
     """One model, one seed: what it had spent, and what it had reached, at each evaluation."""
 
     spent: dict[str, np.ndarray]  # by axis
-    bits_per_byte: np.ndarray
-    domains: dict[str, float]  # bits per byte at the end
+    bits_per_byte: dict[str, np.ndarray]  # "all" domains' mean, and each domain
     max_violation: float | None  # at the end, over the validation text
     tokens_per_second: float
 
-    def at(self, axis: str, budget: float) -> float:
+    def at(self, axis: str, budget: float, domain: str = ALL) -> float:
         """Bits per byte when ``budget`` had been spent."""
-        return float(np.interp(budget, self.spent[axis], self.bits_per_byte))
+        return float(np.interp(budget, self.spent[axis], self.bits_per_byte[domain]))
 
 
 def read_curve(path: Path, model: ModelConfig, training: TrainConfig) -> Curve:
@@ -53,14 +53,11 @@ def read_curve(path: Path, model: ModelConfig, training: TrainConfig) -> Curve:
         "flops": steps * step_tokens * flops_per_token(model),
         "seconds": steps * step_seconds,
     }
-    last = evaluations[-1]
-    return Curve(
-        spent,
-        np.array([line["bits_per_byte"] for line in evaluations]),
-        last["domains"],
-        last.get("max_violation"),
-        step_tokens / step_seconds,
-    )
+    bits = {ALL: np.array([line["bits_per_byte"] for line in evaluations])} | {
+        domain: np.array([line["domains"][domain] for line in evaluations])
+        for domain in evaluations[0]["domains"]
+    }
+    return Curve(spent, bits, evaluations[-1].get("max_violation"), step_tokens / step_seconds)
 
 
 @dataclass(frozen=True)
@@ -94,9 +91,9 @@ class Comparison:
         """What the thriftiest model spent along ``axis`` in its whole run."""
         return min(curves[seed].spent[axis][-1] for curves in self.curves.values())
 
-    def reached(self, name: str, axis: str) -> list[float]:
+    def reached(self, name: str, axis: str, domain: str = ALL) -> list[float]:
         """Bits per byte of a model at the common budget, a value a seed."""
-        return [c.at(axis, self.budget(axis, s)) for s, c in enumerate(self.curves[name])]
+        return [c.at(axis, self.budget(axis, s), domain) for s, c in enumerate(self.curves[name])]
 
     def lead(self, rival: str, axis: str) -> Spread:
         """How many bits per byte the mixture is below ``rival`` at the common budget; pairs of seeds."""
@@ -116,11 +113,13 @@ class Comparison:
                 "flops_per_token": flops_per_token(config),
                 "tokens_per_second": Spread.of([c.tokens_per_second for c in curves]).as_dict(),
                 "max_violation": Spread.of(violations).as_dict() if violations else None,
-                "domains": {
-                    d: Spread.of([c.domains[d] for c in curves]).as_dict() for d in curves[0].domains
-                },
             }
-            rows.append(row | {axis: Spread.of(self.reached(name, axis)).as_dict() for axis in AXES})
+            for axis in AXES:
+                row[axis] = {
+                    domain: Spread.of(self.reached(name, axis, domain)).as_dict()
+                    for domain in curves[0].bits_per_byte
+                }
+            rows.append(row)
         return rows
 
     def as_dict(self) -> dict[str, Any]:
@@ -128,7 +127,7 @@ class Comparison:
         curves = {
             name: [
                 {axis: values.tolist() for axis, values in curve.spent.items()}
-                | {"bits_per_byte": curve.bits_per_byte.tolist()}
+                | {"bits_per_byte": {d: values.tolist() for d, values in curve.bits_per_byte.items()}}
                 for curve in curves
             ]
             for name, curves in self.curves.items()

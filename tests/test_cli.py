@@ -33,7 +33,7 @@ def test_compare_leaves_table_figure_and_data(compared):
     assert [row["model"] for row in data["models"]] == ["dense-active", "dense-total", "moe"]
     assert data["seeds"] == 2
     assert data["machine"]["threads"] >= 1
-    assert set(data["models"][0]["domains"]) == {"programming", "physics", "graphs", "reference"}
+    assert set(data["models"][0]["flops"]) == {"all", "programming", "physics", "graphs", "reference"}
     assert data["verdict"].startswith("Against dense-active the mixture ")
     assert (out / "comparison.png").stat().st_size > 10_000
 

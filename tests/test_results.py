@@ -21,7 +21,8 @@ MODELS = PRESETS["quick"].models()
 def curve(bits, *, step_seconds=1.0, flops=1.0, violation=None):
     steps = np.arange(1, len(bits) + 1, dtype=float)
     spent = {"tokens": 100 * steps, "flops": flops * steps, "seconds": step_seconds * steps}
-    return Curve(spent, np.array(bits), {"prose": bits[-1]}, violation, 100 / step_seconds)
+    bits = np.array(bits)
+    return Curve(spent, {"all": bits, "prose": bits + 1}, violation, 100 / step_seconds)
 
 
 def made_up():
@@ -78,7 +79,7 @@ def test_seeds_are_paired():
     lead = comparison.lead("dense-active", "tokens")
     assert lead.mean == pytest.approx(0.1)
     assert lead.deviation == pytest.approx(0.0, abs=1e-9)  # the same lead in each seed
-    assert comparison.rows()[0]["tokens"]["deviation"] == pytest.approx(0.707, abs=1e-3)
+    assert comparison.rows()[0]["tokens"]["all"]["deviation"] == pytest.approx(0.707, abs=1e-3)
     assert "2 paired seeds" in comparison.verdict()
 
 
@@ -97,7 +98,8 @@ def test_a_curve_is_read_from_records_with_the_median_second(tmp_path):
     assert read.spent["seconds"].tolist() == [4, 8, 12]  # the stall of step 3 falls on nobody
     assert read.spent["tokens"].tolist() == [512, 1024, 1536]
     assert read.spent["flops"][0] == 512 * flops_per_token(model)
-    assert read.bits_per_byte.tolist() == [4, 3, 2]
+    assert read.bits_per_byte["all"].tolist() == [4, 3, 2]
+    assert read.bits_per_byte["prose"].tolist() == [1, 1, 1]
     assert read.tokens_per_second == 128
     path.write_text('{"kind": "run"}\n')
     with pytest.raises(ValueError, match="no evaluation"):
@@ -109,12 +111,13 @@ def test_table_and_json_carry_the_figures(tmp_path):
     console = Console(record=True, width=100, file=(tmp_path / "out").open("w"))
     print_comparison(comparison.as_dict(), console)
     text = console.export_text()
-    for figure in ("2.800", "3.400", "0.50", f"{parameters(MODELS['moe']):,}"):
+    for figure in ("2.800", "3.400", "4.400", "0.50", f"{parameters(MODELS['moe']):,}"):
         assert figure in text
     assert comparison.verdict().split(".")[0] in " ".join(text.split())
     data = json.loads(json.dumps(comparison.as_dict()))
     moe = next(row for row in data["models"] if row["model"] == "moe")
-    assert moe["tokens"] == {"mean": 2.8, "deviation": None}
+    assert moe["tokens"]["all"] == {"mean": 2.8, "deviation": None}
+    assert moe["seconds"]["prose"]["mean"] == 4.4  # a domain is read at the same budget
     assert moe["parameters"] == parameters(MODELS["moe"])
     assert data["curves"]["moe"][0]["seconds"] == [2, 4, 6, 8]
 

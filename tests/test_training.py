@@ -245,13 +245,12 @@ def straight(text, tmp_path_factory) -> Path:
     return out
 
 
-def stop(text: Path, out: Path, after_steps: int, number: int, *more: str) -> subprocess.Popen:
-    """Start (or go on with) a run and send it a signal once it has recorded so many steps."""
+def stop(arguments: list[str], file: Path, after_steps: int, number: int) -> subprocess.Popen:
+    """Start (or go on with) a run and send it a signal once its file has recorded so many steps."""
     process = subprocess.Popen(
-        command(text, out, *more), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment()
+        arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment()
     )
     deadline = time.monotonic() + 60
-    file = out / "records.jsonl"
     while time.monotonic() < deadline and process.poll() is None:
         if file.exists() and file.read_bytes().count(b'"kind": "step"') >= after_steps:
             process.send_signal(number)
@@ -274,9 +273,10 @@ def same_end(straight: Path, out: Path) -> None:
 def test_kill_9_at_random_points_and_resume_gives_the_same_bits(text, straight, tmp_path):
     out = tmp_path / "killed"
     points = sorted(random.sample(range(1, STEPS - 5), 2))
-    killed = stop(text, out, points[0], signal.SIGKILL)
+    file = out / "records.jsonl"
+    killed = stop(command(text, out), file, points[0], signal.SIGKILL)
     assert killed.returncode == -signal.SIGKILL, killed.stderr_text
-    killed = stop(text, out, points[1], signal.SIGKILL, "--resume")
+    killed = stop(command(text, out, "--resume"), file, points[1], signal.SIGKILL)
     assert killed.returncode == -signal.SIGKILL, killed.stderr_text
     finished = run(command(text, out, "--resume"))
     assert finished.returncode == 0, finished.stderr
@@ -285,7 +285,7 @@ def test_kill_9_at_random_points_and_resume_gives_the_same_bits(text, straight, 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(text, straight, tmp_path):
     out = tmp_path / "stopped"
-    stopped = stop(text, out, 7, signal.SIGINT)
+    stopped = stop(command(text, out), out / "records.jsonl", 7, signal.SIGINT)
     assert stopped.returncode == 130
     assert "everything is saved" in stopped.stderr_text
     assert "--resume" in stopped.stderr_text
@@ -298,6 +298,26 @@ def test_ctrl_c_saves_and_says_how_to_go_on(text, straight, tmp_path):
     finished = run(command(text, out, "--resume"))
     assert finished.returncode == 0, finished.stderr
     same_end(straight, out)
+
+
+def test_a_killed_comparison_goes_on_to_the_same_curves(text, tmp_path):
+    def compare(out, *more):
+        flags = f"compare --steps 6 --data {text} --out {out} --device cpu --threads 1"
+        return [sys.executable, "-m", "minimoe", *flags.split(), *more]
+
+    killed = stop(
+        compare(tmp_path / "killed"), tmp_path / "killed/seed-0/moe/records.jsonl", 3, signal.SIGKILL
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr_text
+    for arguments in (compare(tmp_path / "killed", "--resume"), compare(tmp_path / "straight")):
+        finished = run(arguments)
+        assert finished.returncode == 0, finished.stderr
+
+    def bits(out):
+        models = json.loads((tmp_path / out / "comparison.json").read_text())["curves"]
+        return {name: [curve["bits_per_byte"] for curve in curves] for name, curves in models.items()}
+
+    assert bits("killed") == bits("straight")
 
 
 def test_a_file_size_limit_ends_in_one_line_and_loses_nothing(text, tmp_path):

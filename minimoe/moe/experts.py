@@ -55,8 +55,7 @@ class Experts(nn.Module):
 
         if dispatch == "reference":
             return _reference(x_TD, gate_up, down, routing)
-        widths = {"dim": gate_up.shape[2], "expert_dim": down.shape[2]}
-        obstacle = grouped.obstacle(x_TD.dtype, x_TD.shape[0], **widths)
+        obstacle = grouped.obstacle(x_TD, dim=gate_up.shape[2], expert_dim=down.shape[2])
         if dispatch == "grouped" and obstacle:
             raise ValueError(f"dispatch 'grouped' cannot run here: {obstacle}; use 'loop' or 'auto'")
         matmul = _loop_matmul if dispatch == "loop" or obstacle else _grouped_matmul

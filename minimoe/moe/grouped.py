@@ -15,14 +15,17 @@ from torch import Tensor
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def obstacle(dtype: torch.dtype, rows: int, **widths: int) -> str | None:
-    """Why the grouped matmul cannot take such operands, or None where it can."""
+def obstacle(x: Tensor, **widths: int) -> str | None:
+    """Why the grouped matmul cannot take such rows, of these widths, or None where it can."""
+    dtype = x.dtype
+    if x.device.type not in ("cpu", "cuda"):
+        return f"torch.nn.functional.grouped_mm does not run on {x.device.type}"
     if dtype not in DTYPES:
         return f"torch.nn.functional.grouped_mm has no {dtype}"
     for name, width in widths.items():
         if width * dtype.itemsize % 16:
             return f"a row of {name} ({width}) {dtype} values is not a multiple of 16 bytes"
-    return None if rows else "there are no tokens"
+    return None if x.shape[0] else "there are no tokens"
 
 
 @torch.library.custom_op("minimoe::grouped_matmul", mutates_args=())
