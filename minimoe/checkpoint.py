@@ -54,7 +54,7 @@ def save(folder: Path, trainer: Trainer) -> Path:
             save_file(content, path)
             _flush(path)
             checksums[path.name] = _checksum(path)
-        state = {
+        state: dict[str, Any] = {
             "format": FORMAT,
             "step": trainer.step,
             "bf16": trainer.bf16,

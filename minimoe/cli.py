@@ -8,6 +8,7 @@ import dataclasses
 import io
 import json
 import re
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -103,9 +104,6 @@ class Compare:
         print_comparison(data, console)
         console.print(f"\nFigure: {out / 'comparison.png'}   Data: {out / 'comparison.json'}")
 
-    def how_to_resume(self) -> str:
-        return "the same command with --resume"
-
 
 @dataclass(frozen=True)
 class Train:
@@ -154,9 +152,6 @@ class Train:
             console.print(f"\nvalidation bits per byte {last.bits_per_byte:.3f} ({domains})")
         console.print(f"Try it: minimoe sample --run {self.out}", soft_wrap=True)
 
-    def how_to_resume(self) -> str:
-        return "the same command with --resume"
-
 
 @dataclass(frozen=True)
 class Sample:
@@ -201,9 +196,6 @@ class Sample:
             text = bytes(row).decode("utf-8", errors="replace").replace("\0", "\n\n")
             console.print(self.prompt + text, markup=False, highlight=False, soft_wrap=True)
 
-    def how_to_resume(self) -> str:
-        return "the same command"
-
 
 def _prepare(device: str, threads: int | None) -> str:
     """Set the threads, pick the device."""
@@ -242,7 +234,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.run()
         return 0
     except Interrupted:
-        _say(f"stopped; everything is saved. To go on: {command.how_to_resume()}")
+        again = [flag for flag in arguments if flag not in ("--resume", "--overwrite")]
+        _say(f"stopped; everything is saved. To go on: minimoe {shlex.join(again)} --resume")
         return 130
     except KeyboardInterrupt:
         _say("stopped")

@@ -42,29 +42,29 @@ class Preset:
         }
 
 
-_FAIR = {"schedule": "constant", "average": 0.1}
+_FAIR = TrainConfig(schedule="constant", average=0.1)
 
 PRESETS: dict[str, Preset] = {
     "quick": Preset(
         ModelConfig(dim=64, n_layers=3, n_heads=2, context=128, n_experts=32, top_k=4, expert_dim=32),
-        TrainConfig(steps=600, warmup=30, eval_every=30, checkpoint_every=100, **_FAIR),
+        replace(_FAIR, steps=600, warmup=30, eval_every=30, checkpoint_every=100),
         {"dense-active": 3e-3, "dense-total": 3e-3, "moe": 3e-3},
     ),
     "standard": Preset(
         ModelConfig(dim=192, n_layers=4, n_heads=3, context=128, n_experts=32, top_k=4, expert_dim=96),
-        TrainConfig(steps=1500, warmup=50, eval_every=50, checkpoint_every=50, **_FAIR),
+        replace(_FAIR, steps=1500, warmup=50, eval_every=50, checkpoint_every=50),
         {"dense-active": 2e-3, "dense-total": 2e-3, "moe": 2e-3},
     ),
     "gpu": Preset(
         ModelConfig(dim=512, n_layers=8, n_heads=8, context=256, n_experts=64, top_k=6, expert_dim=256),
-        TrainConfig(
+        replace(
+            _FAIR,
             steps=3000,
             batch_size=64,
             warmup=100,
             eval_every=100,
             checkpoint_every=500,
             autocast="bf16",
-            **_FAIR,
         ),
         {"dense-active": 1e-3, "dense-total": 1e-3, "moe": 1e-3},
     ),

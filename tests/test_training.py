@@ -151,6 +151,13 @@ def test_a_damaged_checkpoint_is_named_with_the_remedy(saved, tiny_moe, corpus, 
     assert trainer.step == 4
 
 
+def test_an_edited_state_is_damage(saved, tiny_moe, corpus):
+    path = saved / "step-00000008" / "state.json"
+    path.write_text(path.read_text().replace('"step": 8', '"step": 9'))
+    with pytest.raises(CheckpointError, match=r"state.json does not match its checksum"):
+        restore(path.parent, make(tiny_moe, corpus))
+
+
 def test_a_checkpoint_of_another_run_is_refused_with_both_values(saved, tiny_moe, tiny_dense, corpus):
     newest = checkpoint.latest(saved)
     with pytest.raises(CheckpointError, match=r"training lr = 0\.003, now it is 0\.1"):

@@ -10,6 +10,7 @@ the group-limited choice is V3's section 2.1.2 ("node-limited routing").
 Dimensions: T tokens, D model width, E routed experts, K experts a token, G groups of experts.
 """
 
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -140,14 +141,15 @@ class Router(nn.Module):
     ) -> None:
         super().__init__()
         check_routing(n_experts, top_k, score, n_groups, top_groups)
-        self.rule = {
-            "top_k": top_k,
-            "score": score,
-            "normalize": normalize,
-            "scale": scale,
-            "n_groups": n_groups,
-            "top_groups": top_groups,
-        }
+        self.route = partial(
+            route,
+            top_k=top_k,
+            score=score,
+            normalize=normalize,
+            scale=scale,
+            n_groups=n_groups,
+            top_groups=top_groups,
+        )
         self.weight = nn.Parameter(torch.empty(n_experts, dim))
         nn.init.normal_(self.weight, std=0.02)
         self.e_score_correction_bias: Tensor
@@ -157,4 +159,4 @@ class Router(nn.Module):
         # In float32 whatever surrounds it: two experts' scores often differ by less than bf16 keeps.
         with torch.autocast(x_TD.device.type, enabled=False):
             logits_TE = F.linear(x_TD.float(), self.weight.float())
-            return route(logits_TE, bias_E=self.e_score_correction_bias, **self.rule)
+            return self.route(logits_TE, bias_E=self.e_score_correction_bias)

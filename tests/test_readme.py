@@ -1,0 +1,55 @@
+"""The README says what the project does: its output is that of the recorded run, its picture is true."""
+
+import json
+import re
+from pathlib import Path
+
+from rich.console import Console
+
+from minimoe.compare import PRESETS
+from minimoe.report import print_comparison
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RECORDED = json.loads((ROOT / "docs" / "compare-quick.json").read_text())
+
+
+def test_the_output_shown_is_the_recorded_runs(tmp_path):
+    console = Console(record=True, width=88, file=(tmp_path / "out").open("w"))
+    print_comparison(RECORDED, console)
+    printed = "\n".join(line.rstrip() for line in console.export_text().splitlines())
+    shown = re.search(r"<!-- output of docs/compare-quick.json -->\n```text\n(.*?)\n```", README, re.S)[1]
+    assert shown.strip() == printed.strip()
+
+
+def test_the_recorded_run_is_of_todays_preset():
+    models = PRESETS["quick"].models()
+    from minimoe.cost import flops_per_token, parameters
+
+    assert RECORDED["seeds"] >= 3
+    for row in RECORDED["models"]:
+        assert row["parameters"] == parameters(models[row["model"]])
+        assert row["flops_per_token"] == flops_per_token(models[row["model"]])
+    tokens = RECORDED["curves"]["moe"][0]["tokens"][-1]
+    training = PRESETS["quick"].training
+    assert tokens == training.steps * training.batch_size * models["moe"].context
+
+
+def test_every_file_is_in_the_picture_of_the_house():
+    picture = re.search(r"## The house\n\n```\n(.*?)```", README, re.S)[1]
+    files = {path.name for path in (ROOT / "minimoe").rglob("*.py")}
+    files -= {"__init__.py", "__main__.py", "version.py"}
+    named = set(re.findall(r"\b\w+\.py\b", picture))
+    assert named == files
+
+
+def test_the_python_example_runs():
+    code = re.search(r"```python\n(.*?)```", README, re.S)[1]
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_imports_point_one_way():
+    """Nothing in moe/ knows of data, loops, files or the terminal."""
+    for path in (ROOT / "minimoe" / "moe").glob("*.py"):
+        for module in re.findall(r"from (minimoe[\w.]*) import", path.read_text()):
+            assert module.startswith("minimoe.moe"), f"{path.name} imports {module}"
