@@ -1,5 +1,6 @@
 """The README says what the project does: its output is that of the recorded run, its picture is true."""
 
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from minimoe.compare import PRESETS
+from minimoe.cost import flops_per_token, parameters
 from minimoe.report import print_comparison
 
 ROOT = Path(__file__).parent.parent
@@ -24,8 +26,6 @@ def test_the_output_shown_is_the_recorded_runs(tmp_path):
 
 def test_the_recorded_run_is_of_todays_preset():
     models = PRESETS["quick"].models()
-    from minimoe.cost import flops_per_token, parameters
-
     assert RECORDED["seeds"] >= 3
     for row in RECORDED["models"]:
         assert row["parameters"] == parameters(models[row["model"]])
@@ -33,6 +33,18 @@ def test_the_recorded_run_is_of_todays_preset():
     tokens = RECORDED["curves"]["moe"][0]["tokens"][-1]
     training = PRESETS["quick"].training
     assert tokens == training.steps * training.batch_size * models["moe"].context
+
+
+def test_the_search_shown_is_the_recorded_one_and_the_preset_follows_it():
+    spec = importlib.util.spec_from_file_location("search", ROOT / "benchmarks" / "search.py")
+    search = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(search)
+    recorded = json.loads((ROOT / "docs" / "search-quick.json").read_text())
+    assert f"<!-- table of docs/search-quick.json -->\n{search.markdown(recorded['found'])}\n" in README
+    assert recorded["steps"] == PRESETS["quick"].training.steps
+    for name, rate in PRESETS["quick"].lr.items():
+        found = [e for e in recorded["found"] if (e["model"], e["schedule"]) == (name, "constant")]
+        assert rate == min(found, key=lambda entry: entry["bits_per_byte"])["lr"]
 
 
 def test_every_file_is_in_the_picture_of_the_house():
