@@ -19,4 +19,4 @@ def _keep_freed_memory():
 @pytest.fixture
 def rounds(request) -> int:
     """How often to measure: once where timing is off, to see that it runs."""
-    return 1 if request.config.getoption("benchmark_disable") else 7
+    return 1 if request.config.getoption("benchmark_disable") else 15

@@ -43,7 +43,8 @@ def print_comparison(data: dict[str, Any], console: Console) -> None:
 def _table(title: str, headings: list[str]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold")
     for heading in headings:
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=not heading)
+        side = "right" if heading else "left"
+        table.add_column(heading, justify=side, no_wrap=not heading, overflow="fold")
     return table
 
 

@@ -17,7 +17,7 @@ RECORDED = json.loads((ROOT / "docs" / "compare-quick.json").read_text())
 
 
 def test_the_output_shown_is_the_recorded_runs(tmp_path):
-    console = Console(record=True, width=88, file=(tmp_path / "out").open("w"))
+    console = Console(record=True, width=100, file=(tmp_path / "out").open("w"))
     print_comparison(RECORDED, console)
     printed = "\n".join(line.rstrip() for line in console.export_text().splitlines())
     shown = re.search(r"<!-- output of docs/compare-quick.json -->\n```text\n(.*?)\n```", README, re.S)[1]
@@ -65,3 +65,7 @@ def test_imports_point_one_way():
     for path in (ROOT / "minimoe" / "moe").glob("*.py"):
         for module in re.findall(r"from (minimoe[\w.]*) import", path.read_text()):
             assert module.startswith("minimoe.moe"), f"{path.name} imports {module}"
+
+
+def test_the_times_shown_are_the_recorded_ones():
+    assert (ROOT / "docs" / "train-step.txt").read_text().rstrip() in README
