@@ -53,7 +53,7 @@ PRESETS: dict[str, Preset] = {
     "standard": Preset(
         ModelConfig(dim=192, n_layers=4, n_heads=3, context=128, n_experts=32, top_k=4, expert_dim=96),
         replace(_FAIR, steps=1500, warmup=50, eval_every=50, checkpoint_every=50),
-        {"dense-active": 2e-3, "dense-total": 2e-3, "moe": 2e-3},
+        {"dense-active": 1e-3, "dense-total": 1e-3, "moe": 1e-3},
     ),
     "gpu": Preset(
         ModelConfig(dim=512, n_layers=8, n_heads=8, context=256, n_experts=64, top_k=6, expert_dim=256),

@@ -1,6 +1,6 @@
 """A comparison on the terminal, drawn from the same plain data that comparison.json holds."""
 
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -43,7 +43,7 @@ def print_comparison(data: dict[str, Any], console: Console) -> None:
 def _table(title: str, headings: list[str]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold")
     for heading in headings:
-        side = "right" if heading else "left"
+        side: Literal["left", "right"] = "right" if heading else "left"
         table.add_column(heading, justify=side, no_wrap=not heading, overflow="fold")
     return table
 
