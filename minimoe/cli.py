@@ -45,7 +45,7 @@ class Compare:
     """
 
     preset: PresetName = "quick"
-    """how much to train: quick (3 minutes on 2 CPU cores), standard (an hour), gpu"""
+    """how much to train: quick (3 minutes on 2 CPU cores), standard (half an hour to an hour), gpu"""
     seeds: int = 1
     """repeat with this many seeds and show the spread"""
     data: str = "default"
@@ -72,7 +72,10 @@ class Compare:
         if self.steps is not None:
             every = max(1, min(preset.training.eval_every, self.steps // 10))
             training = dataclasses.replace(
-                preset.training, steps=self.steps, eval_every=every, warmup=min(30, self.steps)
+                preset.training,
+                steps=self.steps,
+                eval_every=every,
+                warmup=min(preset.training.warmup, self.steps),
             )
             preset = dataclasses.replace(preset, training=training)
         out = self.out or Path("runs") / f"compare-{self.preset}"

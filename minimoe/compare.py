@@ -22,12 +22,15 @@ from minimoe.trainer import TrainConfig, Trainer
 from minimoe.training import train_in_turns
 
 PresetName = Literal["quick", "standard", "gpu"]
-MODELS = ("dense-active", "dense-total", "moe")
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A size of comparison: the mixture's shape, and how all three train, each at its own best rate."""
+    """A size of comparison: the mixture's shape, and how all three train, each at a rate of its own.
+
+    The rates are the best of a grid that was the same for all (``benchmarks/search.py``): of quick's whole
+    run, of the first 250 steps of standard; those of gpu were not searched.
+    """
 
     moe: ModelConfig
     training: TrainConfig

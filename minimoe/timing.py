@@ -32,10 +32,3 @@ def interleaved_seconds(
             if turn >= warmup:
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
-
-
-def matmul_peak(device: torch.device, *, dtype: torch.dtype = torch.float32, size: int = 2048) -> float:
-    """FLOP/s of one large square matmul: what this machine does at its best, for shares of it."""
-    a, b = torch.randn(2, size, size, device=device).to(dtype)
-    seconds = interleaved_seconds({"matmul": lambda: a @ b}, device)["matmul"]
-    return 2 * size**3 / seconds

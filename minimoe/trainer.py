@@ -20,7 +20,7 @@ from torch.func import functional_call
 from minimoe.data import Batch, Corpus
 from minimoe.model import GPT
 from minimoe.moe import MoE, max_violation, update_bias_
-from minimoe.timing import interleaved_seconds
+from minimoe.timing import interleaved_seconds, synchronize
 
 Autocast = Literal["off", "bf16", "auto"]
 
@@ -193,11 +193,11 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._after_update(counts_ME)
-        tokens = config.accumulate * config.batch_size * self.model.config.context
-        norm = grad_norm.item()  # waits for the device, so that the clock reads the whole step
+        synchronize(self.device)
         seconds = time.perf_counter() - start
+        tokens = config.accumulate * config.batch_size * self.model.config.context
         counts_ME = None if counts_ME is None else counts_ME.cpu()
-        return Step(self.step, loss.item(), lr, norm, tokens, seconds, counts_ME)
+        return Step(self.step, loss.item(), lr, grad_norm.item(), tokens, seconds, counts_ME)
 
     def _batch(self, micro: int) -> Batch:
         config, context = self.config, self.model.config.context
