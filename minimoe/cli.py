@@ -274,13 +274,16 @@ def _parse(arguments: list[str]) -> Any:
 
 
 def _first_sentence(box: str) -> str:
-    """What tyro says in a box of several lines: its first paragraph, and the flag it thinks was meant."""
+    """What tyro says in a box of several lines: its first paragraph, and the flag it thinks was meant. The
+    title stands in the frame, or where the terminal knows ASCII alone, in a paragraph of its own."""
     lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    paragraphs = " ".join(lines).split("─" * 10)
+    paragraphs = re.split(r"[─-]{10,}", " ".join(lines))
+    paragraphs = paragraphs if "╭" in box else paragraphs[1:]
     message = re.sub(r"^Error parsing \S*__\S*: ", "", paragraphs[0].strip())
     meant = re.search(r"Perhaps you meant:\s+(--[\w.-]+)", " ".join(paragraphs))
-    remedy = f"perhaps you meant {meant[1]}" if meant else "see minimoe --help"
-    return f"{message}; {remedy}"
+    helpful = meant is not None and meant[1] not in message  # not a flag of another command
+    remedy = f"perhaps you meant {meant[1]}" if meant and helpful else "see minimoe --help"
+    return f"{message.split(' Arguments are applied')[0].rstrip(' .')}; {remedy}"
 
 
 def _say(message: str) -> None:

@@ -1,6 +1,9 @@
 """The command line as a person meets it."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -78,6 +81,7 @@ def test_sample_writes_from_a_compared_model_and_repeats(compared, capsys):
         (["compare", "--steps", "0"], "steps (0) must be at least 1"),
         (["compare", "--seeds", "many"], "invalid literal for int"),
         (["compare", "--seeeds", "3"], "perhaps you meant --seeds"),
+        (["sample", "--seeds", "3"], "(applied to minimoe sample); see minimoe --help"),
         (["compare", "--preset", "huge"], "invalid choice 'huge'"),
         (["compare", "--device", "tpu"], "there is no device 'tpu' here"),
         (["compare", "--data", "nowhere"], "'nowhere' is neither a folder nor known text"),
@@ -99,6 +103,16 @@ def test_mistakes_end_in_one_line_with_a_remedy(capsys, tmp_path, monkeypatch, a
     assert error.startswith("minimoe: error: ")
     assert len(error.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())  # and nothing was begun
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_one_line_on_any_terminal(encoding):
+    """tyro draws its box by what the terminal can show."""
+    program = [sys.executable, "-m", "minimoe", "compare", "--seeeds", "3"]
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run(program, capture_output=True, text=True, env=environment)
+    expected = "minimoe: error: Unrecognized options: --seeeds, 3; perhaps you meant --seeds"
+    assert (done.returncode, done.stderr.strip()) == (2, expected)
 
 
 def test_debug_shows_the_traceback(tmp_path, monkeypatch):
