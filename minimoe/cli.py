@@ -251,7 +251,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def entry() -> None:
-    """The ``minimoe`` command."""
+    """The ``minimoe`` command. What a terminal cannot show (± · on ASCII ones) becomes a question mark."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     sys.exit(main())
 
 

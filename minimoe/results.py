@@ -31,8 +31,10 @@ class Curve:
     tokens_per_second: float
 
     def at(self, axis: str, budget: float, domain: str = ALL) -> float:
-        """Bits per byte when ``budget`` had been spent."""
-        return float(np.interp(budget, self.spent[axis], self.bits_per_byte[domain]))
+        """Bits per byte when ``budget`` had been spent; before the first evaluation on the line from the
+        8 bits that knowing nothing costs."""
+        spent = np.concatenate(([0.0], self.spent[axis]))
+        return float(np.interp(budget, spent, np.concatenate(([8.0], self.bits_per_byte[domain]))))
 
 
 def read_curve(path: Path, model: ModelConfig, training: TrainConfig) -> Curve:

@@ -44,6 +44,7 @@ def test_budgets_are_the_thriftiest_whole_run():
     assert comparison.reached("moe", "seconds") == [3.4]  # two steps' worth
     assert comparison.reached("dense-total", "seconds") == [3.8]  # one step's
     assert curve([4.0, 3.0]).at("seconds", 1.5) == 3.5  # a straight line between evaluations
+    assert curve([4.0, 3.0]).at("seconds", 0.5) == 6.0  # and from 8 bits to the first
 
 
 def test_the_verdict_says_both_ways():
