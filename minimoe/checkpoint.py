@@ -45,7 +45,8 @@ def save(folder: Path, trainer: Trainer) -> Path:
         return final
     temporary = folder / f"{final.name}.tmp"
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for unfinished in folder.glob("*.tmp"):  # left by a kill
+            shutil.rmtree(unfinished)
         temporary.mkdir(parents=True)
         tensors = {"model": _model_tensors(trainer), "training": _training_tensors(trainer)}
         checksums = {}
@@ -84,7 +85,7 @@ def save(folder: Path, trainer: Trainer) -> Path:
 
 def needed_bytes(trainer: Trainer) -> int:
     """About how much disk a run's checkpoints take at their peak (two kept, one being written)."""
-    per_parameter = 4 * (4 if trainer.config.average == 0 else 5)
+    per_parameter = 4 * (4 if trainer.config.average else 3)  # two moments, the weights, their average
     return (KEEP + 1) * per_parameter * sum(p.numel() for p in trainer.parameters.values())
 
 

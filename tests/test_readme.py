@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from minimoe.compare import PRESETS
@@ -13,38 +14,49 @@ from minimoe.report import print_comparison
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-RECORDED = json.loads((ROOT / "docs" / "compare-quick.json").read_text())
+RUNS = {"quick": 3, "standard": 1}  # recorded presets, and the seeds of each
 
 
-def test_the_output_shown_is_the_recorded_runs(tmp_path):
+def recorded(kind: str, preset: str) -> dict:
+    return json.loads((ROOT / "docs" / f"{kind}-{preset}.json").read_text())
+
+
+@pytest.mark.parametrize("preset", RUNS)
+def test_the_output_shown_is_the_recorded_runs(tmp_path, preset):
     console = Console(record=True, width=100, file=(tmp_path / "out").open("w"))
-    print_comparison(RECORDED, console)
+    print_comparison(recorded("compare", preset), console)
     printed = "\n".join(line.rstrip() for line in console.export_text().splitlines())
-    shown = re.search(r"<!-- output of docs/compare-quick.json -->\n```text\n(.*?)\n```", README, re.S)[1]
+    mark = f"<!-- output of docs/compare-{preset}.json -->\n"
+    shown = re.search(mark + r"```text\n(.*?)\n```", README, re.S)[1]
     assert shown.strip() == printed.strip()
 
 
-def test_the_recorded_run_is_of_todays_preset():
-    models = PRESETS["quick"].models()
-    assert RECORDED["seeds"] >= 3
-    for row in RECORDED["models"]:
+@pytest.mark.parametrize("preset", RUNS)
+def test_the_recorded_run_is_of_todays_preset(preset):
+    models, training, run = PRESETS[preset].models(), PRESETS[preset].training, recorded("compare", preset)
+    assert run["seeds"] == RUNS[preset]
+    for row in run["models"]:
         assert row["parameters"] == parameters(models[row["model"]])
         assert row["flops_per_token"] == flops_per_token(models[row["model"]])
-    tokens = RECORDED["curves"]["moe"][0]["tokens"][-1]
-    training = PRESETS["quick"].training
+    tokens = run["curves"]["moe"][0]["tokens"][-1]
     assert tokens == training.steps * training.batch_size * models["moe"].context
 
 
-def test_the_search_shown_is_the_recorded_one_and_the_preset_follows_it():
+@pytest.mark.parametrize("preset", RUNS)
+def test_the_presets_follow_their_search(preset):
+    search = recorded("search", preset)
+    for name, rate in PRESETS[preset].lr.items():
+        found = [e for e in search["found"] if (e["model"], e["schedule"]) == (name, "constant")]
+        assert rate == min(found, key=lambda entry: entry["bits_per_byte"])["lr"]
+
+
+def test_the_search_shown_is_the_recorded_one():
     spec = importlib.util.spec_from_file_location("search", ROOT / "benchmarks" / "search.py")
     search = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(search)
-    recorded = json.loads((ROOT / "docs" / "search-quick.json").read_text())
-    assert f"<!-- table of docs/search-quick.json -->\n{search.markdown(recorded['found'])}\n" in README
-    assert recorded["steps"] == PRESETS["quick"].training.steps
-    for name, rate in PRESETS["quick"].lr.items():
-        found = [e for e in recorded["found"] if (e["model"], e["schedule"]) == (name, "constant")]
-        assert rate == min(found, key=lambda entry: entry["bits_per_byte"])["lr"]
+    quick = recorded("search", "quick")
+    assert f"<!-- table of docs/search-quick.json -->\n{search.markdown(quick['found'])}\n" in README
+    assert quick["steps"] == PRESETS["quick"].training.steps
 
 
 def test_every_file_is_in_the_picture_of_the_house():
