@@ -27,8 +27,8 @@ import resource, sys, torch
 from minimoe.memory import keep_freed_memory
 if sys.argv[1] == "keep" and not keep_freed_memory():
     sys.exit("not glibc")
-for i in range(8):
-    if i == 3:  # the first few may still grow the heap
+for i in range(24):
+    if i == 4:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(16 << 20)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -40,5 +40,5 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
             pytest.skip("not glibc")
         return int(done.stdout)
 
-    assert faults("keep") < 100
-    assert faults("give back") > 500  # the test can see what it asserts
+    # Twenty blocks: given back, each is faulted in anew; kept, the heap may still grow by one or two.
+    assert faults("keep") < faults("give back") / 5
