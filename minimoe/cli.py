@@ -81,6 +81,7 @@ class Compare:
         out = self.out or Path("runs") / f"compare-{self.preset}"
         device = _prepare(self.device, self.threads)
         corpus = _load(self.data)
+        corpus.check(preset.moe.context)
         wanted = settings(preset, self.data, self.seeds, device)
         open_folder(out, wanted, resume=self.resume, overwrite=self.overwrite)
         _introduce(corpus, device)
@@ -134,7 +135,7 @@ class Train:
     def run(self) -> None:
         device = _prepare(self.device, self.threads)
         corpus = _load(self.data)
-        corpus.check(self.model.context)
+        corpus.check(self.model.context, self.model.vocab_size)
         wanted = {
             "model": dataclasses.asdict(self.model),
             "training": dataclasses.asdict(self.train),

@@ -68,8 +68,10 @@ class Corpus:
             for i in range(0, per_domain, size):
                 yield _as_batch(rows[i : i + size], [domain] * len(rows[i : i + size]))
 
-    def check(self, context: int) -> None:
-        """Raise ValueError where a domain is too short for one sequence."""
+    def check(self, context: int, vocab_size: int = 256) -> None:
+        """Raise ValueError where a domain is too short for one sequence, or a vocabulary for bytes."""
+        if vocab_size < 256:
+            raise ValueError(f"vocab_size ({vocab_size}) must be at least 256: text is bytes")
         for part, arrays in (("training", self.train), ("validation", self.validation)):
             for name, data in zip(self.domains, arrays, strict=True):
                 if len(data) < context + 1:

@@ -138,9 +138,7 @@ class Trainer:
     """A model, its optimizer and its place in the run: all that a checkpoint must hold."""
 
     def __init__(self, model: GPT, corpus: Corpus, config: TrainConfig, device: str = "cpu") -> None:
-        corpus.check(model.config.context)
-        if model.config.vocab_size < 256:
-            raise ValueError(f"vocab_size ({model.config.vocab_size}) must be at least 256: text is bytes")
+        corpus.check(model.config.context, model.config.vocab_size)
         self.model = model.to(device)
         self.corpus = corpus
         self.config = config

@@ -88,6 +88,7 @@ def test_sample_writes_from_a_compared_model_and_repeats(compared, capsys):
         (["train", "--model.n-experts", "8", "--model.top-k", "9"], "top_k (9) must be between 1 and n_ex"),
         (["train", "--train.lr", "-1"], "lr (-1.0)"),
         (["train", "--model.context", "100000"], "a sequence needs context + 1 (100001)"),
+        (["train", "--model.vocab-size", "10"], "vocab_size (10) must be at least 256"),
         (["train", "--out", __file__], "is a file; --out must be a folder"),
         (["sample", "--run", "nowhere"], "nowhere holds no checkpoint; train one with"),
         (["sample", "--top-p", "2"], "top_p (2.0)"),
@@ -113,6 +114,15 @@ def test_one_line_on_any_terminal(encoding):
     done = subprocess.run(program, capture_output=True, text=True, env=environment)
     expected = "minimoe: error: Unrecognized options: --seeeds, 3; perhaps you meant --seeds"
     assert (done.returncode, done.stderr.strip()) == (2, expected)
+
+
+def test_too_little_text_is_told_before_the_folder_is_claimed(capsys, tmp_path):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "note.txt").write_text("a short note. " * 20 + "\n\n" + "and another. " * 200)
+    out = tmp_path / "out"
+    status, _, error = call(capsys, "compare", "--data", tmp_path / "text", "--out", out)
+    assert (status, out.exists()) == (1, False)
+    assert error.startswith("minimoe: error: domain text ")
 
 
 def test_debug_shows_the_traceback(tmp_path, monkeypatch):
