@@ -8,8 +8,9 @@ The residual connection is the caller's. ``y, routing = moe(x)``: the layer keep
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minimoe.moe.capacity import places
 from minimoe.moe.experts import DISPATCHES, Dispatch, Experts
-from minimoe.moe.routing import Router, Routing, Score
+from minimoe.moe.routing import Choice, Router, Routing, Score
 
 
 class SwiGLU(nn.Module):
@@ -36,12 +37,16 @@ class MoE(nn.Module):
         n_experts, top_k: E routed experts, K of them a token.
         n_shared: shared experts; one MLP of width n_shared * H, not scaled by ``scale``. 0 for none.
         score, normalize, scale, n_groups, top_groups: see ``routing.route``.
-        dispatch: ``grouped`` | ``loop`` | ``reference``, see ``experts``; ``auto`` takes the fastest
-            that runs these widths and this dtype.
+        dispatch: ``grouped`` | ``loop`` | ``capacity`` | ``reference``, see ``experts``; ``auto`` takes
+            the fastest that drops nothing and runs these widths and this dtype.
+        choice, jitter: see ``routing.Router``.
+        capacity_factor: of dispatch ``capacity`` alone: places an expert has over an even share.
 
     Parameters and buffers bear the names of the open checkpoints: ``gate.weight``,
     ``gate.e_score_correction_bias``, ``experts.gate_up_proj``, ``experts.down_proj``,
     ``shared_experts.{gate,up,down}_proj.weight``.
+
+    ``presets`` has the arguments of published layers.
 
     Raises:
         ValueError: a size is not positive, or the routing cannot be.
@@ -61,6 +66,9 @@ class MoE(nn.Module):
         n_groups: int = 1,
         top_groups: int | None = None,
         dispatch: Dispatch = "auto",
+        choice: Choice = "token",
+        jitter: float = 0.0,
+        capacity_factor: float = 1.25,
     ) -> None:
         super().__init__()
         for name, value in (("dim", dim), ("expert_dim", expert_dim), ("n_experts", n_experts)):
@@ -70,8 +78,10 @@ class MoE(nn.Module):
             raise ValueError(f"n_shared ({n_shared}) must be 0 (none) or more")
         if dispatch not in DISPATCHES:
             raise ValueError(f"dispatch must be one of {', '.join(DISPATCHES)}, not {dispatch!r}")
+        places(1, 1, 1, capacity_factor)  # a factor that cannot be is refused here
         self.dim = dim
         self.dispatch: Dispatch = dispatch
+        self.capacity_factor = capacity_factor
         self.gate = Router(
             dim,
             n_experts,
@@ -81,21 +91,45 @@ class MoE(nn.Module):
             scale=scale,
             n_groups=n_groups,
             top_groups=top_groups,
+            choice=choice,
+            jitter=jitter,
         )
         self.experts = Experts(dim, expert_dim, n_experts)
         self.shared_experts = SwiGLU(dim, n_shared * expert_dim) if n_shared else None
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Routing]:
         """x (..., D) -> y (..., D) and where each token went; T in the routing counts all leading axes.
 
+        Args:
+            mask: x's shape without D, bool, False for padding. Padding gets y = 0, is not counted, and
+                is in no loss made from the routing.
+
         Raises:
-            ValueError: the last axis of x is not D.
+            ValueError: the last axis of x is not D, the mask does not fit, or scores are NaN.
         """
         if x.shape[-1] != self.dim:
             raise ValueError(f"x has width {x.shape[-1]}, the layer has dim {self.dim}")
         x_TD = x.reshape(-1, self.dim)
-        routing = self.gate(x_TD)
-        y_TD = self.experts(x_TD, routing, self.dispatch)
+        mask_T = None
+        if mask is not None:
+            if mask.shape != x.shape[:-1]:
+                raise ValueError(
+                    f"the mask is {tuple(mask.shape)}, x without its width is {tuple(x.shape[:-1])}; "
+                    "give one bool a token, True for real ones"
+                )
+            mask_T = mask.reshape(-1)
+            x_TD = x_TD.masked_fill(~mask_T.unsqueeze(-1), 0)
+        routing = self.gate(x_TD, mask_T)
+        y_TD = self.experts(x_TD, routing, *self._dispatch(len(x_TD)))
         if self.shared_experts is not None:
             y_TD = y_TD + self.shared_experts(x_TD)
         return y_TD.view(x.shape), routing
+
+    def _dispatch(self, n_tokens: int) -> tuple[Dispatch, int | None]:
+        """How the experts get their tokens, and how many each may take."""
+        n_experts, top_k = len(self.gate.weight), self.gate.top_k
+        if self.gate.choice == "expert" and self.dispatch in ("auto", "capacity"):
+            return "capacity", places(n_tokens, n_experts, top_k, 1.0)  # what each expert chose
+        if self.dispatch == "capacity":
+            return "capacity", places(n_tokens, n_experts, top_k, self.capacity_factor)
+        return self.dispatch, None
