@@ -55,8 +55,8 @@ def capacity_experts(
     n_experts = len(gate_up)
     if capacity is None or capacity < min(n_tokens, 1):
         raise ValueError(
-            f"dispatch 'capacity' needs capacity ({capacity}), the tokens one expert takes, to be at least 1; "
-            "capacity.places(n_tokens, n_experts, top_k, factor) counts it"
+            f"dispatch 'capacity' needs capacity ({capacity}), the tokens one expert takes, to be at least "
+            "1; capacity.places(n_tokens, n_experts, top_k, factor) counts it"
         )
     # Slot by slot (K, T), so that a stable sort by expert keeps first choices in front of second ones.
     ids_R = torch.where(weights_TK != 0, ids_TK, n_experts).t().flatten()

@@ -70,10 +70,26 @@ class Experts(nn.Module):
         problem = obstacle(x_TD, dim=gate_up.shape[2], expert_dim=down.shape[2])
         if dispatch == "grouped" and problem:
             raise ValueError(f"dispatch 'grouped' cannot run here: {problem}; use 'loop' or 'auto'")
-        if dispatch == "grouped" or (dispatch == "auto" and not problem and x_TD.device.type != "cpu"):
-            return grouped_experts(x_TD, gate_up, down, weights_TK, ids_TK)
-        keep = torch.is_grad_enabled()
-        return loop_experts(x_TD, gate_up, down, weights_TK, ids_TK, keep)[0].to(x_TD.dtype)
+        if dispatch == "auto":
+            dispatch = "loop" if problem else _fastest(x_TD, weights_TK.shape[1])
+        experts = grouped_experts if dispatch == "grouped" else loop_experts
+        return experts(x_TD, gate_up, down, weights_TK, ids_TK)
+
+
+def _fastest(x_TD: Tensor, top_k: int) -> Literal["grouped", "loop"]:
+    """The rule that ``benchmarks/crossover.py`` and its record (docs/crossover-cpu.json) led to.
+
+    On a CPU the loop wins with few tokens, where reading weights is all; with one thread in float32; and
+    where the (R, D) rows that ``grouped`` makes exceed the 32 MB up to which glibc uses freed memory
+    again. The crossings are within a tenth of each other on either side, so a rough rule will do.
+    """
+    n_tokens, dim = x_TD.shape
+    if x_TD.device.type != "cpu":
+        return "grouped"
+    full = x_TD.dtype == torch.float32
+    few = n_tokens <= (16 if full else 1)
+    large = n_tokens * top_k * dim * x_TD.itemsize > 1 << 25
+    return "loop" if few or large or (full and torch.get_num_threads() == 1) else "grouped"
 
 
 def _expert(x_D: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:

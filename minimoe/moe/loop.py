@@ -15,10 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from minimoe.moe.few import experts_of_one_token, matmul_few
 from minimoe.moe.swiglu import weighted_swiglu, weighted_swiglu_backward
 
 BLOCK = 1 << 17  # floats of a block's gathered rows: 512 KB, half a core's second-level cache
-FEW = 5  # rows an expert below which the weights go on the left; see ``_few``
+FEW = 5  # rows an expert, on average, below which ``few.matmul_few`` is faster
 
 
 class Block(NamedTuple):
@@ -57,62 +58,55 @@ def _counts(ids_TK: Tensor, n_experts: int) -> list[int]:
     return ids_TK.flatten().bincount(minlength=n_experts).tolist()
 
 
-def _few(x_nI: Tensor, weights: list[Tensor], sizes: list[int]) -> Tensor:
-    """x @ weight.T for a handful of rows an expert, (n, O) with the strides of its transpose.
-
-    With the weights on the left they are read at twice the speed that MKL reaches with them on the
-    right. A single column goes as two products of half the weights each, because for one alone MKL
-    takes its matrix-vector routine, which reads slower still.
-    """
-    products = []
-    for weight_OI, x_In in zip(weights, x_nI.t().split(sizes, 1), strict=True):
-        out, inner = weight_OI.shape
-        if x_In.shape[1] == 1 and out % 2 == 0:
-            halves = weight_OI.view(2, out // 2, inner)
-            products.append(torch.bmm(halves, x_In.expand(2, inner, 1)).view(out, 1))
-        else:
-            products.append(torch.mm(weight_OI, x_In))
-    return torch.cat(products, 1).t()
+def loop_experts(x_TD: Tensor, gate_up: Tensor, down: Tensor, weights_TK: Tensor, ids_TK: Tensor) -> Tensor:
+    """x_TD (T, D), gate_up (E, 2H, D), down (E, D, H), the routing -> y_TD (T, D)."""
+    keep = torch.is_grad_enabled()
+    # As an operator it has a gradient and compiles; called as one it takes a tenth of a decoding step.
+    forward = _operator if keep or torch.compiler.is_compiling() else _forward
+    return forward(x_TD, gate_up, down, weights_TK, ids_TK, keep)[0].to(x_TD.dtype)
 
 
-@torch.library.custom_op("minimoe::loop_experts", mutates_args=())
-def loop_experts(
+def _forward(
     x_TD: Tensor, gate_up: Tensor, down: Tensor, weights_TK: Tensor, ids_TK: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y_TD in float32 at least; and with ``keep``, for the gradient, the (R, 2H) pre-activations of the
     sorted rows and the order that sorted them."""
+    dim, wide = x_TD.shape[1], _wide(x_TD.dtype)
+    if len(x_TD) == 1 and dim % 2 == 0 and not keep:
+        y_TD = experts_of_one_token(x_TD, gate_up, down, weights_TK, ids_TK)
+        return y_TD.to(wide), x_TD.new_empty(0, gate_up.shape[1]), ids_TK.new_empty(0)
     order_R = ids_TK.flatten().argsort(stable=True)
     tokens_R, weights_R1 = _sorted(weights_TK, order_R)
     counts = _counts(ids_TK, len(gate_up))
-    most = max((block.stop - block.start for block in blocks(counts, x_TD.shape[1])), default=0)
-    kept_RG = x_TD.new_empty(len(order_R) if keep else most, gate_up.shape[1])
-    rows_nD = x_TD.new_empty(most, x_TD.shape[1])
-    y_TD = torch.zeros_like(x_TD, dtype=_wide(x_TD.dtype))
-    for start, stop, experts, sizes in blocks(counts, x_TD.shape[1]):
+    plan = list(blocks(counts, dim))
+    most = max((block.stop - block.start for block in plan), default=0)
+    kept_RG = x_TD.new_empty(len(order_R) if keep else 0, gate_up.shape[1])
+    rows_nD, spare_nG = x_TD.new_empty(most, dim), x_TD.new_empty(0 if keep else most, gate_up.shape[1])
+    y_TD = torch.zeros_like(x_TD, dtype=wide)
+    for start, stop, experts, sizes in plan:
         n, tokens_n, weights_n1 = stop - start, tokens_R[start:stop], weights_R1[start:stop]
         x_nD = torch.index_select(x_TD, 0, tokens_n, out=rows_nD[:n])
         few = n < FEW * len(experts)
         if few:
-            gate_up_nG = _few(x_nD, [gate_up[e] for e in experts], sizes)
+            gate_up_nG = matmul_few(x_nD, [gate_up[e] for e in experts], sizes)
             if keep:
                 kept_RG[start:stop] = gate_up_nG
         else:
-            gate_up_nG = kept_RG[start:stop] if keep else kept_RG[:n]
+            gate_up_nG = kept_RG[start:stop] if keep else spare_nG[:n]
             for e, x, out in zip(experts, x_nD.split(sizes), gate_up_nG.split(sizes), strict=True):
                 torch.mm(x, gate_up[e].t(), out=out)
         h_nH = weighted_swiglu(gate_up_nG, weights_n1)
         if few:
-            y_nD = _few(h_nH.contiguous(), [down[e] for e in experts], sizes)
+            y_nD = matmul_few(h_nH.contiguous(), [down[e] for e in experts], sizes)
         else:
             y_nD = x_nD  # the gathered rows are done with: their place is free
             for e, h, out in zip(experts, h_nH.split(sizes), y_nD.split(sizes), strict=True):
                 torch.mm(h, down[e].t(), out=out)
-        y_TD.index_add_(0, tokens_n, y_nD.to(y_TD.dtype))
-    return y_TD, kept_RG, order_R
+        y_TD.index_add_(0, tokens_n, y_nD.to(wide))
+    return y_TD, kept_RG, order_R if keep else order_R.new_empty(0)
 
 
-@torch.library.custom_op("minimoe::loop_experts_backward", mutates_args=())
-def loop_experts_backward(
+def _backward(
     grad_TD: Tensor,
     x_TD: Tensor,
     gate_up: Tensor,
@@ -160,18 +154,18 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-@loop_experts.register_fake
+_operator = torch.library.custom_op("minimoe::loop_experts", _forward, mutates_args=())
+_backward_operator = torch.library.custom_op("minimoe::loop_experts_backward", _backward, mutates_args=())
+
+
+@_operator.register_fake
 def _(x_TD, gate_up, down, weights_TK, ids_TK, keep):
-    rows = ids_TK.numel()
-    kept = rows if keep else torch.library.get_ctx().new_dynamic_size()
-    return (
-        torch.empty_like(x_TD, dtype=_wide(x_TD.dtype)),
-        x_TD.new_empty(kept, gate_up.shape[1]),
-        ids_TK.new_empty(rows),
-    )
+    rows = ids_TK.numel() if keep else 0
+    y_TD = torch.empty_like(x_TD, dtype=_wide(x_TD.dtype))
+    return y_TD, x_TD.new_empty(rows, gate_up.shape[1]), ids_TK.new_empty(rows)
 
 
-@loop_experts_backward.register_fake
+@_backward_operator.register_fake
 def _(grad_TD, x_TD, gate_up, down, weights_TK, ids_TK, kept_RG, order_R):
     return tuple(torch.empty_like(tensor) for tensor in (x_TD, gate_up, down, weights_TK))
 
@@ -182,8 +176,8 @@ def _save(ctx, inputs, output):
     ctx.mark_non_differentiable(kept_RG, order_R)
 
 
-def _backward(ctx, grad_TD, *_):
-    return *loop_experts_backward(grad_TD.contiguous(), *ctx.saved_tensors), None, None
+def _differentiate(ctx, grad_TD, *_):
+    return *_backward_operator(grad_TD.contiguous(), *ctx.saved_tensors), None, None
 
 
-loop_experts.register_autograd(_backward, setup_context=_save)
+_operator.register_autograd(_differentiate, setup_context=_save)

@@ -24,11 +24,12 @@ Choice = Literal["token", "expert"]
 
 
 class Routing(NamedTuple):
-    """Where each token goes. Everything a balance loss or a statistic needs is in here."""
+    """Where each token goes. Everything a balance loss or a statistic needs is in here. What is float is
+    float32, or float64 in a float64 layer."""
 
-    weights_TK: Tensor  # float32 (float64 for a float64 layer); how much each picked expert counts; carries gradient to the gate
+    weights_TK: Tensor  # how much each picked expert counts; carries gradient to the gate
     ids_TK: Tensor  # int64; the picked experts, best first
-    scores_TE: Tensor  # likewise; the unbiased scores of all experts
+    scores_TE: Tensor  # the unbiased scores of all experts
     counts_E: Tensor  # int64; tokens that picked each expert, padding left out
 
 
@@ -131,14 +132,14 @@ def _scores(logits_TE: Tensor, score: Score, mask_T: Tensor | None) -> Tensor:
     scores_TE = logits_TE.softmax(-1) if score == "softmax" else logits_TE.sigmoid()
     if mask_T is not None:
         scores_TE = scores_TE.masked_fill(~mask_T.unsqueeze(-1), 0)
-    if scores_TE.device.type == "cpu" and not torch.compiler.is_compiling():
-        # The sum is NaN if any score is: one cheap number to look at. A GPU would have to be waited for.
-        if math.isnan(scores_TE.detach().sum().item()):
-            bad = int(scores_TE.isnan().any(-1).sum())
-            raise ValueError(
-                f"the scores of {bad} of {len(scores_TE)} tokens are NaN; look for NaN or infinite values "
-                "in the layer's input and in gate.weight, or lower the learning rate"
-            )
+    visible = scores_TE.device.type == "cpu" and not torch.compiler.is_compiling()
+    # The sum is NaN if any score is: one cheap number to look at. A GPU would have to be waited for.
+    if visible and math.isnan(scores_TE.detach().sum().item()):
+        bad = int(scores_TE.isnan().any(-1).sum())
+        raise ValueError(
+            f"the scores of {bad} of {len(scores_TE)} tokens are NaN; look for NaN or infinite values in "
+            "the layer's input and in gate.weight, or lower the learning rate"
+        )
     return scores_TE
 
 
