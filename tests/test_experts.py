@@ -1,10 +1,13 @@
 """Every dispatcher against the oracle, values and all gradients; and the oracle against numpy."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
-from minimoe.moe import Experts, MoE, SwiGLU, route
+from minimoe.moe import Experts, MoE, SwiGLU, loop, route
+from minimoe.moe.grouped import obstacle
 
 
 def run(moe, x, upstream, dispatch):
@@ -26,29 +29,123 @@ def assert_same(actual, expected, **tolerance):
         )
 
 
-@pytest.mark.parametrize("n_tokens", [0, 1, 7, 64])
-@pytest.mark.parametrize(("n_experts", "top_k"), [(1, 1), (2, 2), (8, 2), (64, 8)])
+SHAPES = [(1, 1), (2, 1), (2, 2), (8, 1), (8, 2), (8, 8), (64, 1), (64, 2), (64, 8)]
+TOLERANCE = {torch.float32: {"rtol": 1e-4, "atol": 2e-6}, torch.float64: {"rtol": 1e-9, "atol": 1e-12}}
+
+
+def assert_all_ways_equal_oracle(moe, x, upstream):
+    """Values and every gradient, of every dispatcher that takes these widths and this dtype."""
+    moe.capacity_factor = 1e9  # room for all: nothing is dropped
+    if x.dtype == torch.bfloat16:  # in bf16 the oracle's own sums over tokens would be the worse ones
+        oracle = run(copy.deepcopy(moe).float(), x.float(), upstream.float(), "reference")
+    else:
+        oracle = run(moe, x, upstream, "reference")
+    ways = ["auto", "loop", "capacity"]
+    if obstacle(x, dim=x.shape[1], expert_dim=moe.experts.down_proj.shape[2]) is None:
+        ways.append("grouped")
+    for dispatch in ways:
+        actual = run(moe, x, upstream, dispatch)
+        if x.dtype in TOLERANCE:
+            assert_same(actual, oracle, **TOLERANCE[x.dtype])
+            continue
+        for name, value in oracle.items():
+            # A few roundings of at most 2^-9 each; a weight's gradient is a sum of H terms of both signs,
+            # which one token alone cannot average out.
+            limit = 0.03 if name == "gate.weight" and len(x) == 1 else 0.01
+            error = (actual[name] - value).norm() / value.norm().clamp(min=1e-30)
+            assert error < limit, f"{dispatch}, {name}: {error:.4f}"
+
+
+@pytest.mark.parametrize("n_tokens", [0, 1, 7, 256])
+@pytest.mark.parametrize(("n_experts", "top_k"), SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_every_dispatcher_equals_the_oracle(n_tokens, n_experts, top_k, dtype):
+    moe = MoE(16, 8, n_experts, top_k, normalize=top_k > 1).to(dtype)
+    x, upstream = torch.randn(2, n_tokens, 16, dtype=dtype)
+    assert_all_ways_equal_oracle(moe, x, upstream)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_sorted_equals_oracle(n_tokens, n_experts, top_k, dtype):
-    moe = MoE(12, 8, n_experts, top_k).to(dtype)
-    x, upstream = torch.randn(2, n_tokens, 12, dtype=dtype)
-    oracle = run(moe, x, upstream, "reference")
-    tolerance = {"rtol": 1e-4, "atol": 1e-7} if dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-12}
-    for dispatch in ["loop", "auto"] + (["grouped"] if dtype == torch.float32 and n_tokens else []):
-        assert_same(run(moe, x, upstream, dispatch), oracle, **tolerance)
-
-
-def test_odd_widths_take_the_loop():
-    moe = MoE(7, 5, 4, 2)
-    x, upstream = torch.randn(2, 9, 7)
-    assert_same(run(moe, x, upstream, "auto"), run(moe, x, upstream, "reference"), rtol=1e-4, atol=1e-7)
-    with pytest.raises(ValueError, match=r"dim \(7\).*16 bytes.*'loop'"):
+def test_odd_widths(dtype):
+    moe = MoE(7, 5, 4, 2).to(dtype)
+    x, upstream = torch.randn(2, 9, 7, dtype=dtype)
+    assert_all_ways_equal_oracle(moe, x, upstream)
+    with pytest.raises(ValueError, match=r"'grouped' cannot run here.*use 'loop' or 'auto'"):
         run(moe, x, upstream, "grouped")
 
 
-@pytest.mark.parametrize("dispatch", ["loop", "grouped", "reference"])
+@pytest.mark.parametrize("rows", [1, 5, 40])
+def test_blocks_of_any_size_give_the_same(monkeypatch, rows):
+    moe = MoE(16, 8, 8, 2)
+    x, upstream = torch.randn(2, 64, 16)
+    expected = run(moe, x, upstream, "reference")
+    monkeypatch.setattr(loop, "BLOCK", rows * 16)
+    assert_same(run(moe, x, upstream, "loop"), expected, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 3, 16, 100])
+@pytest.mark.parametrize("dim", [16, 7])
+def test_without_gradients_the_values_stay(n_tokens, dim):
+    """Writing takes other ways (few tokens, one token) than training."""
+    moe = MoE(dim, 8, 16, 4, dispatch="loop")
+    x = torch.randn(n_tokens, dim)
+    expected, _ = moe(x)
+    with torch.no_grad():
+        torch.testing.assert_close(moe(x)[0], expected)
+
+
+@pytest.mark.parametrize("dispatch", ["loop", "grouped", "capacity", "reference"])
+def test_an_expanded_gradient_is_taken(dispatch):
+    moe = MoE(16, 8, 4, 2, dispatch=dispatch)
+    moe(torch.randn(10, 16))[0].sum().backward()
+    assert moe.experts.down_proj.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("dispatch", ["loop", "grouped"])
+def test_backward_repeats_to_the_bit(dispatch):
+    moe = MoE(16, 8, 8, 2)
+    x, upstream = torch.randn(2, 64, 16)
+    first, second = (run(moe, x, upstream, dispatch) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def kept_bytes(module, x) -> int:
+    """What autograd keeps of a pass, without the parameters and x itself."""
+    known = {t.untyped_storage().data_ptr() for t in (x, *module.parameters(), *module.buffers())}
+    sizes = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = module(x)
+    del y
+    return sum(sizes.values())
+
+
+@pytest.mark.parametrize("dispatch", ["loop", "grouped"])
+def test_memory_kept_for_backward_is_below_the_dense_layers(dispatch):
+    """Same active parameters; autograd left alone would keep 3.6 times as much as the dense layer."""
+    moe, dense = MoE(128, 32, 64, 8, dispatch=dispatch), SwiGLU(128, 9 * 32)
+    x = torch.randn(256, 128, requires_grad=True)
+    assert 0 < kept_bytes(moe, x) < 1.3 * kept_bytes(dense, x)
+
+
+def test_the_loops_operators_are_stated_truly():
+    experts = Experts(16, 8, 4)
+    routing = route(torch.randn(6, 4), 2)
+    arguments = (torch.randn(6, 16), experts.gate_up_proj, experts.down_proj, *routing[:2])
+    torch.library.opcheck(torch.ops.minimoe.loop_experts, (*arguments, True))
+    without_gradient = [argument.detach() for argument in arguments]
+    torch.library.opcheck(torch.ops.minimoe.loop_experts, (*without_gradient, False))
+
+
+@pytest.mark.parametrize("dispatch", ["loop", "grouped", "capacity", "reference"])
 def test_all_tokens_on_one_expert_leaves_zero_gradients_elsewhere(dispatch):
-    moe = MoE(8, 8, 4, 1, normalize=False)
+    moe = MoE(8, 8, 4, 1, normalize=False, capacity_factor=4)
     moe.gate.e_score_correction_bias[2] = 10
     x, upstream = torch.randn(2, 6, 8)
     gradients = run(moe, x, upstream, dispatch)
@@ -72,18 +169,19 @@ def test_oracle_equals_numpy_in_float64():
     np.testing.assert_allclose(y.detach().numpy(), expected, rtol=1e-12)
 
 
-def test_gradients_against_finite_differences():
+@pytest.mark.parametrize("dispatch", ["reference", "loop", "capacity"])
+def test_gradients_against_finite_differences(dispatch):
     experts = Experts(4, 3, 3).double()
     routing = route(torch.randn(5, 3, dtype=torch.float64), 2)
 
-    def sorted_experts(x, gate_up, down, weights):
+    def call(x, gate_up, down, weights):
         parameters = {"gate_up_proj": gate_up, "down_proj": down}
-        arguments = (x, routing._replace(weights_TK=weights), "loop")
+        arguments = (x, routing._replace(weights_TK=weights), dispatch, 5)
         return torch.func.functional_call(experts, parameters, arguments)
 
-    inputs = (torch.randn(5, 4), torch.randn(3, 6, 4), torch.randn(3, 4, 3), torch.rand(5, 2))
+    inputs = (torch.randn(5, 4), torch.randn(3, 6, 4), torch.randn(3, 4, 3), torch.rand(5, 2) + 0.1)
     inputs = [tensor.double().requires_grad_() for tensor in inputs]
-    assert torch.autograd.gradcheck(sorted_experts, inputs)
+    assert torch.autograd.gradcheck(call, inputs)
 
 
 def test_one_expert_is_the_dense_network():
@@ -96,21 +194,6 @@ def test_one_expert_is_the_dense_network():
     torch.testing.assert_close(moe(x)[0], dense(x))
 
 
-def test_shared_expert_is_added_unscaled():
-    moe = MoE(8, 16, 4, 2, n_shared=2, scale=2.5)
-    x = torch.randn(6, 8)
-    y, routing = moe(x)
-    assert moe.shared_experts.up_proj.weight.shape == (32, 8)
-    torch.testing.assert_close(routing.weights_TK.sum(1), torch.full((6,), 2.5))
-    torch.testing.assert_close(y, moe.shared_experts(x) + moe.experts(x, routing, "reference"))
-
-
-def test_the_task_reaches_the_gate():
-    moe = MoE(8, 8, 4, 2)
-    gradients = run(moe, *torch.randn(2, 16, 8), "auto")
-    assert gradients["gate.weight"].abs().max() > 0
-
-
 @pytest.mark.parametrize("dispatch", ["loop", "grouped", "reference"])
 def test_under_autocast_all_ways_compute_in_bf16(dispatch):
     moe = MoE(16, 16, 4, 2)
@@ -121,17 +204,3 @@ def test_under_autocast_all_ways_compute_in_bf16(dispatch):
         y, _ = moe(x)
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y.float(), exact, rtol=0.02, atol=0.02 * exact.abs().max().item())
-
-
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (lambda: MoE(8, 8, 4, 2, dispatch="fast"), "dispatch must be one of"),
-        (lambda: MoE(8, 0, 4, 2), r"expert_dim \(0\)"),
-        (lambda: MoE(8, 8, 4, 2, n_shared=-1), r"n_shared \(-1\)"),
-        (lambda: MoE(8, 8, 4, 2)(torch.randn(3, 9)), "width 9, the layer has dim 8"),
-    ],
-)
-def test_bad_layers_are_refused_with_their_numbers(build, message):
-    with pytest.raises(ValueError, match=message):
-        build()

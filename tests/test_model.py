@@ -118,11 +118,11 @@ def test_parameters_are_counted_exactly(n_experts):
     assert parameters(config, active=True) == parameters(config) - idle
 
 
-@pytest.mark.parametrize("n_experts", [0, 8])
-def test_flops_equal_torchs_counter(n_experts):
+@pytest.mark.parametrize(("n_experts", "dispatch"), [(0, "auto"), (8, "loop"), (8, "grouped")])
+def test_flops_equal_torchs_counter(n_experts, dispatch):
     config = ModelConfig(
         dim=64, n_layers=2, context=128, hidden_dim=80, n_experts=n_experts, top_k=2, expert_dim=24,
-        dispatch="loop",
+        dispatch=dispatch,
     )  # fmt: skip
     model = GPT(config)
     tokens = torch.randint(256, (2, 128))

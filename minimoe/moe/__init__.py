@@ -10,7 +10,7 @@ all experts at work, ``layer`` puts them together. Nothing in here knows of data
 from minimoe.moe.balance import max_violation, update_bias_
 from minimoe.moe.experts import Experts
 from minimoe.moe.layer import MoE, SwiGLU
-from minimoe.moe.routing import Router, Routing, route
+from minimoe.moe.routing import Router, Routing, expert_choice, route
 
 __all__ = [
     "Experts",
@@ -18,6 +18,7 @@ __all__ = [
     "Router",
     "Routing",
     "SwiGLU",
+    "expert_choice",
     "max_violation",
     "route",
     "update_bias_",

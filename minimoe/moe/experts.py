@@ -56,7 +56,8 @@ class Experts(nn.Module):
         """
         if dispatch not in DISPATCHES:
             raise ValueError(f"dispatch must be one of {', '.join(DISPATCHES)}, not {dispatch!r}")
-        gate_up, down = self.gate_up_proj, self.down_proj
+        gate_up: Tensor = self.gate_up_proj
+        down: Tensor = self.down_proj
         if torch.is_autocast_enabled(x_TD.device.type):
             # Autocast knows nn.Linear but not grouped_mm: cast here, so that all ways agree.
             dtype = torch.get_autocast_dtype(x_TD.device.type)
@@ -84,7 +85,7 @@ def _fastest(x_TD: Tensor, top_k: int) -> Literal["grouped", "loop"]:
     again. The crossings are within a tenth of each other on either side, so a rough rule will do.
     """
     n_tokens, dim = x_TD.shape
-    if x_TD.device.type != "cpu":
+    if x_TD.device.type != "cpu" or torch.compiler.is_compiling():  # a trace cannot ask for the threads
         return "grouped"
     full = x_TD.dtype == torch.float32
     few = n_tokens <= (16 if full else 1)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from einops import reduce
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from minimoe.moe.routing import count_tokens
 from minimoe.moe.swiglu import weighted_swiglu, weighted_swiglu_backward
@@ -103,3 +104,8 @@ def _(x_RI, weight_EOI, ends_E):
 @grouped_weight_gradient.register_fake
 def _(grad_RO, x_RI, ends_E):
     return x_RI.new_empty(ends_E.shape[0], grad_RO.shape[1], x_RI.shape[1])
+
+
+@register_flop_formula([torch.ops.minimoe.grouped_matmul, torch.ops.minimoe.grouped_weight_gradient])
+def _(a, b, ends, out_shape=None, **kwargs) -> int:
+    return 2 * a[0] * a[1] * b[1]  # rows, and the two widths: (R, I) x (E, O, I), or (R, O) x (R, I)

@@ -9,11 +9,13 @@ Dimensions: T tokens, D model width, H expert width, E experts, K experts a toke
 block or of an expert.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from minimoe.moe.few import experts_of_one_token, matmul_few
 from minimoe.moe.swiglu import weighted_swiglu, weighted_swiglu_backward
@@ -181,3 +183,13 @@ def _differentiate(ctx, grad_TD, *_):
 
 
 _operator.register_autograd(_differentiate, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.minimoe.loop_experts)
+def _(x, gate_up, down, weights, ids, keep, out_shape=None, **kwargs) -> int:
+    return 6 * math.prod(ids) * gate_up[2] * down[2]  # three products of D x H a row
+
+
+@register_flop_formula(torch.ops.minimoe.loop_experts_backward)
+def _(grad, x, gate_up, down, weights, ids, kept, order, out_shape=None, **kwargs) -> int:
+    return 12 * math.prod(ids) * gate_up[2] * down[2]  # each once for the input, once for the weight
