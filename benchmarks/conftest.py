@@ -11,8 +11,9 @@ def pytest_benchmark_update_machine_info(config, machine_info):
     machine_info["minimoe"] = machine("cuda" if torch.cuda.is_available() else "cpu")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _keep_freed_memory():
+@pytest.fixture(scope="session")
+def kept_memory():
+    """For the rest of the process: whoever measures without it must be measured before."""
     keep_freed_memory()
 
 

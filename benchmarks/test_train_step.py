@@ -39,6 +39,7 @@ def make(case: str, preset_name: str, corpus) -> Trainer:
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("preset", ["quick", "standard"])
+@pytest.mark.usefixtures("kept_memory")
 def test_train_step(benchmark, corpus, rounds, preset, case):
     benchmark.group = f"train step, {preset}, float32, {torch.get_num_threads()} threads"
     trainer, baseline = make(case, preset, corpus), make(BASELINE, preset, corpus)

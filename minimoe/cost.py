@@ -15,13 +15,12 @@ def parameters(config: ModelConfig, *, active: bool = False) -> int:
     """Parameters of the model; with ``active``, those that work on one token: the K picked experts of
     each layer in place of all E, everything else in full (the embedding counts once, it is tied)."""
     d = config.dim
-    if config.n_experts:
-        experts = (config.top_k if active else config.n_experts) + config.n_shared
-        feed_forward = 3 * d * config.expert_dim * experts + d * config.n_experts
-    else:
-        feed_forward = 3 * d * config.hidden_dim
-    block = 4 * d * d + feed_forward + 2 * d  # attention, feed-forward, two norms
-    return config.vocab_size * d + config.n_layers * block + d
+    experts = (config.top_k if active else config.n_experts) + config.n_shared
+    mixture = 3 * d * config.expert_dim * experts + d * config.n_experts
+    dense = 3 * d * config.hidden_dim
+    feed_forward = sum(mixture if config.is_mixture(layer) else dense for layer in range(config.n_layers))
+    block = 4 * d * d + 2 * d  # attention, two norms
+    return config.vocab_size * d + config.n_layers * block + feed_forward + d
 
 
 def flops_per_token(config: ModelConfig, *, training: bool = True) -> float:

@@ -35,9 +35,11 @@ class ModelConfig:
     context: int = 128
     """longest sequence the model attends over, in tokens (bytes)"""
     hidden_dim: int = 336
-    """width of the dense SwiGLU; not used where n_experts > 0"""
+    """width of the dense SwiGLU; with n_experts > 0 only of the first_dense layers"""
     n_experts: int = 0
-    """E, routed experts a layer; 0 makes the feed-forward dense"""
+    """E, routed experts a layer; 0 makes every feed-forward dense"""
+    first_dense: int = 0
+    """layers at the bottom that stay dense in a mixture (3 of 61 in DeepSeek-V3)"""
     top_k: int = 4
     """K, experts a token"""
     expert_dim: int = 64
@@ -54,8 +56,12 @@ class ModelConfig:
     """groups of experts for group-limited routing"""
     top_groups: int | None = None
     """groups a token may draw its experts from; None for all"""
+    jitter: float = 0.0
+    """noise on what the gate sees, in training; 0.01 in Switch"""
     dispatch: Dispatch = "auto"
-    """how tokens are brought to the experts"""
+    """how tokens are brought to the experts; capacity drops some, and leaks the future where top_k > 1"""
+    capacity_factor: float = 1.25
+    """places an expert has over an even share, for dispatch capacity alone"""
     vocab_size: int = 256
     """V; bytes"""
     rope_theta: float = 10_000.0
@@ -80,6 +86,10 @@ class ModelConfig:
             raise ValueError(f"n_experts ({self.n_experts}) must be 0 (dense) or more")
         if self.dispatch not in DISPATCHES:
             raise ValueError(f"dispatch must be one of {DISPATCHES}, not {self.dispatch!r}")
+        if not 0 <= self.first_dense <= self.n_layers:
+            raise ValueError(
+                f"first_dense ({self.first_dense}) must be between 0 and n_layers ({self.n_layers})"
+            )
         if self.n_experts:
             check_routing(self.n_experts, self.top_k, self.score, self.n_groups, self.top_groups)
             if self.expert_dim < 1 or self.n_shared < 0:
@@ -87,6 +97,10 @@ class ModelConfig:
                     f"expert_dim ({self.expert_dim}) must be at least 1 and n_shared "
                     f"({self.n_shared}) at least 0"
                 )
+
+    def is_mixture(self, layer: int) -> bool:
+        """Whether the feed-forward part of layer 0, 1, … is a mixture of experts."""
+        return self.n_experts > 0 and layer >= self.first_dense
 
     @property
     def head_dim(self) -> int:
@@ -154,13 +168,13 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + feed_forward(norm(x))."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.attention = Attention(config)
         self.feed_forward_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.feed_forward: nn.Module
-        if config.n_experts:
+        if config.is_mixture(layer):
             self.feed_forward = MoE(
                 config.dim,
                 config.expert_dim,
@@ -173,6 +187,8 @@ class Block(nn.Module):
                 n_groups=config.n_groups,
                 top_groups=config.top_groups,
                 dispatch=config.dispatch,
+                jitter=config.jitter,
+                capacity_factor=config.capacity_factor,
             )
         else:
             self.feed_forward = SwiGLU(config.dim, config.hidden_dim)
@@ -196,7 +212,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         cos, sin = rotary_table(config.context, config.head_dim, config.rope_theta)
         self.cos: Tensor

@@ -43,17 +43,17 @@ class Row:
     def __init__(self) -> None:
         self.losses: deque[float] = deque(maxlen=20)
         self.rates: deque[float] = deque(maxlen=20)
-        self.busiest = self.idlest = self.validation = ""
+        self.busiest = self.idlest = self.dead = self.validation = ""
 
     def cells(self, name: str) -> list[str]:
         loss = f"{statistics.fmean(self.losses):.3f}" if self.losses else ""
         rate = f"{statistics.median(self.rates):,.0f}" if self.rates else ""
-        return [name, loss, self.validation, rate, self.busiest, self.idlest]
+        return [name, loss, self.validation, rate, self.busiest, self.idlest, self.dead]
 
 
 class Terminal:
     """A live table: training and validation bits per byte, tokens a second, and the busiest and idlest
-    expert's share of its layer's tokens beside an even share."""
+    expert's share of its layer's tokens beside an even share, and how many experts got none."""
 
     def __init__(self, console: Console, title: str = "training") -> None:
         self.console = console
@@ -96,14 +96,15 @@ class Terminal:
             even = 1 / shares.shape[1]
             row.busiest = f"{shares.max() / even:.2f}x even"
             row.idlest = f"{shares.min() / even:.2f}x even"
+            row.dead = f"{int((step.counts_ME == 0).sum())} of {step.counts_ME.numel()}"
         self.progress.advance(self.task)
 
     def evaluation(self, name: str, evaluation: Evaluation) -> None:
         row = self.rows[name]
         row.validation = f"{evaluation.bits_per_byte:.3f}"
         if not self.console.is_terminal:
-            _, loss, validation, rate, busiest, idlest = row.cells(name)
-            loads = f" · busiest {busiest}, idlest {idlest}" if busiest else ""
+            _, loss, validation, rate, busiest, idlest, dead = row.cells(name)
+            loads = f" · busiest {busiest}, idlest {idlest}, dead {dead}" if busiest else ""
             self.console.print(
                 f"{self.title} · {name} · step {evaluation.step} · bits/byte {loss} training, "
                 f"{validation} validation · {rate} tokens/s{loads}",
@@ -112,7 +113,7 @@ class Terminal:
 
     def _draw(self) -> Group:
         table = Table(box=None, padding=(0, 2, 0, 0))
-        for heading in ("model", "bits/byte", "validation", "tokens/s", "busiest", "idlest expert"):
+        for heading in ("model", "bits/byte", "validation", "tokens/s", "busiest", "idlest expert", "dead"):
             table.add_column(heading, justify="left" if heading == "model" else "right")
         for name, row in self.rows.items():
             table.add_row(*row.cells(name))

@@ -19,10 +19,16 @@ from torch.func import functional_call
 
 from minimoe.data import Batch, Corpus
 from minimoe.model import GPT
-from minimoe.moe import MoE, max_violation, update_bias_
+from minimoe.moe import MoE, Routing, max_violation, update_bias_
+from minimoe.moe.balance import sequence_loss, switch_loss
 from minimoe.timing import interleaved_seconds, synchronize
 
 Autocast = Literal["off", "bf16", "auto"]
+Balance = Literal["none", "switch", "sequence", "bias", "bias+sequence"]
+
+# Weights of the balance losses where none is given: Switch's; the same for a sequence-wise loss that works
+# alone; and beside the bias that of DeepSeek-V3, where it only guards against single lopsided sequences.
+BALANCE_WEIGHTS: dict[str, float] = {"switch": 1e-2, "sequence": 1e-2, "bias+sequence": 1e-4}
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,12 @@ class TrainConfig:
     """AdamW's decay of the mean of squared gradients"""
     clip: float = 1.0
     """largest gradient norm"""
+    balance: Balance = "bias"
+    """what keeps the experts equally busy: a loss (switch, sequence), the bias of the choice, or nothing"""
+    balance_weight: float | None = None
+    """of the balance loss, a layer [default: switch, sequence 0.01; bias+sequence 0.0001]"""
     balance_speed: float = 1e-3
-    """how far the balance bias moves in a step; 0 leaves the experts unbalanced"""
+    """how far the balance bias moves in a step"""
     autocast: Autocast = "off"
     """off: float32; bf16: matmuls in bfloat16; auto: bf16 where a measured step is faster with it"""
     eval_every: int = 100
@@ -77,9 +87,14 @@ class TrainConfig:
         for name in ("final_lr", "beta1", "beta2", "average"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be between 0 and 1")
-        for name in ("warmup", "weight_decay", "balance_speed", "seed"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} ({getattr(self, name)}) must be 0 or more")
+        for name in ("warmup", "weight_decay", "balance_weight", "balance_speed", "seed"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"{name} ({value}) must be 0 or more")
+        if self.balance not in (*BALANCE_WEIGHTS, "none", "bias"):
+            raise ValueError(
+                f"balance must be none, switch, sequence, bias or bias+sequence, not {self.balance!r}"
+            )
 
     def lr_at(self, step: int) -> float:
         """The rate of step ``step`` (0 is the first)."""
@@ -107,6 +122,7 @@ class Step:
     tokens: int
     seconds: float
     counts_ME: Tensor | None  # tokens an expert got, a row a mixture layer; None for a dense model
+    balance_loss: float | None = None  # the mean over layers, before its weight; None without such a loss
 
 
 @dataclass(frozen=True)
@@ -115,7 +131,11 @@ class Evaluation:
 
     step: int
     domains: dict[str, float]
-    counts_ME: Tensor | None
+    counts_NME: Tensor | None  # N domains, in the order of ``domains``; None for a dense model
+
+    @property
+    def counts_ME(self) -> Tensor | None:
+        return None if self.counts_NME is None else self.counts_NME.sum(0)
 
     @property
     def bits_per_byte(self) -> float:
@@ -175,10 +195,12 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         loss = torch.zeros((), device=self.device)
+        balance_loss = torch.zeros((), device=self.device)
         counts_ME = None
         for micro in range(config.accumulate):
-            micro_loss, micro_counts_ME = self._backward(self._batch(micro), self.bf16)
+            micro_loss, micro_balance, micro_counts_ME = self._backward(self._batch(micro), self.bf16)
             loss += micro_loss
+            balance_loss += micro_balance
             if micro_counts_ME is not None:
                 counts_ME = micro_counts_ME + (0 if counts_ME is None else counts_ME)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.clip)
@@ -195,7 +217,8 @@ class Trainer:
         seconds = time.perf_counter() - start
         tokens = config.accumulate * config.batch_size * self.model.config.context
         counts_ME = None if counts_ME is None else counts_ME.cpu()
-        return Step(self.step, loss.item(), lr, grad_norm.item(), tokens, seconds, counts_ME)
+        balance = balance_loss.item() if self._balances_by_loss() else None
+        return Step(self.step, loss.item(), lr, grad_norm.item(), tokens, seconds, counts_ME, balance)
 
     def _batch(self, micro: int) -> Batch:
         config, context = self.config, self.model.config.context
@@ -203,21 +226,42 @@ class Trainer:
             config.seed, self.step, config.batch_size, context, micro=micro, device=self.device
         )
 
-    def _backward(self, batch: Batch, bf16: bool) -> tuple[Tensor, Tensor | None]:
-        """Add one micro-batch's gradients; return its share of the loss, and its counts."""
+    def _backward(self, batch: Batch, bf16: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Add one micro-batch's gradients; return its share of the loss and of the balance loss, and its
+        counts."""
         self.model.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             logits_BLV, routings = self.model(batch.tokens_BL)
             loss = cross_entropy(logits_BLV, batch.targets_BL) / self.config.accumulate
-        loss.backward()
+        balance_loss = self._balance_loss(routings, loss) / self.config.accumulate
+        if self._balances_by_loss():
+            config = self.config
+            weight = config.balance_weight
+            weight = BALANCE_WEIGHTS[config.balance] if weight is None else weight
+            (loss + weight * len(routings) * balance_loss).backward()
+        else:
+            loss.backward()
         counts = torch.stack([routing.counts_E for routing in routings]) if routings else None
-        return loss.detach(), counts
+        return loss.detach(), balance_loss.detach(), counts
+
+    def _balances_by_loss(self) -> bool:
+        return bool(self.mixtures) and self.config.balance in BALANCE_WEIGHTS
+
+    def _balance_loss(self, routings: list[Routing], like: Tensor) -> Tensor:
+        """The mean over layers of the balance loss; 1 where all are even, 0 where there is none."""
+        if not self._balances_by_loss():
+            return torch.zeros_like(like)
+        if self.config.balance == "switch":
+            losses = [switch_loss(routing) for routing in routings]
+        else:
+            losses = [sequence_loss(routing, self.model.config.context) for routing in routings]
+        return torch.stack(losses).mean()
 
     @torch.no_grad()
     def _after_update(self, counts_ME: Tensor | None) -> None:
         """Move the balance bias and the average, once per optimizer step."""
         self.step += 1
-        if counts_ME is not None and self.config.balance_speed:
+        if counts_ME is not None and self.config.balance.startswith("bias"):
             for moe, counts_E in zip(self.mixtures, counts_ME, strict=True):
                 update_bias_(moe.gate.e_score_correction_bias, counts_E, self.config.balance_speed)
         if self.average:
@@ -230,21 +274,22 @@ class Trainer:
         """Bits per byte over the validation windows, in float32, with the averaged weights if any."""
         self.model.eval()
         nats = torch.zeros(len(self.corpus.domains), dtype=torch.float64)
-        counts_ME = None
+        counts_NME = None
         batches = self.corpus.validation_batches(
             self.model.config.context, self.config.eval_sequences, self.config.batch_size
         )
         for batch in batches:
             batch = batch.to(self.device)
             logits_BLV, routings = functional_call(self.model, self.average, (batch.tokens_BL,))
-            nats[batch.domains_B[0]] += cross_entropy(logits_BLV, batch.targets_BL).item() * len(
-                batch.domains_B
-            )
+            domain = batch.domains_B[0]  # a batch is of one domain
+            nats[domain] += cross_entropy(logits_BLV, batch.targets_BL).item() * len(batch.domains_B)
             if routings:
-                batch_ME = torch.stack([routing.counts_E for routing in routings]).cpu()
-                counts_ME = batch_ME + (0 if counts_ME is None else counts_ME)
+                counts_ME = torch.stack([routing.counts_E for routing in routings]).cpu()
+                if counts_NME is None:
+                    counts_NME = counts_ME.new_zeros(len(nats), *counts_ME.shape)
+                counts_NME[domain] += counts_ME
         bits = nats / self.config.eval_sequences / math.log(2)
-        return Evaluation(self.step, dict(zip(self.corpus.domains, bits.tolist(), strict=True)), counts_ME)
+        return Evaluation(self.step, dict(zip(self.corpus.domains, bits.tolist(), strict=True)), counts_NME)
 
     def _choose_bf16(self) -> bool:
         if self.config.autocast != "auto":

@@ -15,12 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from minimoe import checkpoint, records
 from minimoe.data import Corpus
 from minimoe.memory import keep_freed_memory
 from minimoe.model import GPT
-from minimoe.moe import max_violation
+from minimoe.moe.balance import statistics
 from minimoe.progress import Display, Silent
 from minimoe.trainer import Evaluation, Step, TrainConfig, Trainer, TrainingError
 
@@ -156,13 +157,12 @@ def step_record(step: Step) -> records.Record:
         "grad_norm": step.grad_norm,
         "seconds": step.seconds,
     }
+    if step.balance_loss is not None:
+        record["balance_loss"] = step.balance_loss
     if step.counts_ME is not None:
         shares = step.counts_ME / step.counts_ME.sum(1, keepdim=True)
-        record |= {
-            "max_violation": sum(map(max_violation, step.counts_ME)) / len(step.counts_ME),
-            "busiest": shares.max().item(),
-            "idlest": shares.min().item(),
-        }
+        record |= load_record(step.counts_ME)
+        record |= {"busiest": shares.max().item(), "idlest": shares.min().item()}
     return record
 
 
@@ -173,12 +173,21 @@ def evaluation_record(evaluation: Evaluation) -> records.Record:
         "bits_per_byte": evaluation.bits_per_byte,
         "domains": evaluation.domains,
     }
-    if evaluation.counts_ME is not None:
-        record |= {
-            "max_violation": evaluation.max_violation,
-            "loads": evaluation.counts_ME.tolist(),
-        }
+    if evaluation.counts_NME is not None and evaluation.counts_ME is not None:
+        loads = zip(evaluation.domains, evaluation.counts_NME.tolist(), strict=True)
+        record |= load_record(evaluation.counts_ME) | {"loads": dict(loads)}
     return record
+
+
+def load_record(counts_ME: Tensor) -> records.Record:
+    """What the loads of the mixture layers amount to: MaxVio and entropy averaged over layers, dead experts
+    added up."""
+    layers = [statistics(counts_E) for counts_E in counts_ME]
+    return {
+        "max_violation": sum(layer.max_violation for layer in layers) / len(layers),
+        "entropy": sum(layer.entropy for layer in layers) / len(layers),
+        "dead": sum(layer.dead for layer in layers),
+    }
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from minimoe.memory import bytes_kept_for_backward
 from minimoe.moe import Experts, MoE, SwiGLU, loop, route
 from minimoe.moe.grouped import obstacle
 
@@ -109,29 +110,12 @@ def test_backward_repeats_to_the_bit(dispatch):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def kept_bytes(module, x) -> int:
-    """What autograd keeps of a pass, without the parameters and x itself."""
-    known = {t.untyped_storage().data_ptr() for t in (x, *module.parameters(), *module.buffers())}
-    sizes = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = module(x)
-    del y
-    return sum(sizes.values())
-
-
 @pytest.mark.parametrize("dispatch", ["loop", "grouped"])
 def test_memory_kept_for_backward_is_below_the_dense_layers(dispatch):
     """Same active parameters; autograd left alone would keep 3.6 times as much as the dense layer."""
     moe, dense = MoE(128, 32, 64, 8, dispatch=dispatch), SwiGLU(128, 9 * 32)
     x = torch.randn(256, 128, requires_grad=True)
-    assert 0 < kept_bytes(moe, x) < 1.3 * kept_bytes(dense, x)
+    assert 0 < bytes_kept_for_backward(moe, x) < 1.3 * bytes_kept_for_backward(dense, x)
 
 
 def test_the_loops_operators_are_stated_truly():

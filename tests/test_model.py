@@ -118,6 +118,18 @@ def test_parameters_are_counted_exactly(n_experts):
     assert parameters(config, active=True) == parameters(config) - idle
 
 
+def test_the_first_layers_can_be_dense():
+    config = ModelConfig(
+        dim=32, n_layers=3, hidden_dim=80, n_experts=8, top_k=2, expert_dim=24, first_dense=2
+    )  # fmt: skip
+    model = GPT(config)
+    assert [type(block.feed_forward).__name__ for block in model.blocks] == ["SwiGLU", "SwiGLU", "MoE"]
+    assert len(model(torch.randint(256, (1, 8)))[1]) == 1
+    assert parameters(config) == sum(p.numel() for p in model.parameters())
+    idle = (8 - 2) * 3 * 24 * 32  # of one layer
+    assert parameters(config, active=True) == parameters(config) - idle
+
+
 @pytest.mark.parametrize(("n_experts", "dispatch"), [(0, "auto"), (8, "loop"), (8, "grouped")])
 def test_flops_equal_torchs_counter(n_experts, dispatch):
     config = ModelConfig(
@@ -154,6 +166,7 @@ def test_dense_rivals_match_the_mixtures_parameters():
         ({"n_experts": 4, "top_k": 5}, r"top_k \(5\).*n_experts \(4\)"),
         ({"n_experts": -1}, r"n_experts \(-1\)"),
         ({"n_experts": 4, "expert_dim": 0}, r"expert_dim \(0\)"),
+        ({"n_experts": 8, "first_dense": 5}, r"first_dense \(5\).*n_layers \(4\)"),
         ({"norm_eps": 0.0}, r"norm_eps \(0.0\)"),
     ],
 )

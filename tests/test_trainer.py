@@ -10,6 +10,7 @@ import torch
 
 from minimoe.data import Batch
 from minimoe.model import GPT
+from minimoe.moe.balance import switch_loss
 from minimoe.trainer import TrainConfig, Trainer, TrainingError, cross_entropy
 
 CONFIG = TrainConfig(steps=20, batch_size=4, warmup=4, eval_sequences=4)
@@ -65,6 +66,59 @@ def test_the_bias_moves_once_a_step_and_never_in_evaluation(tiny_moe, corpus):
     for moe, bias in zip(trainer.mixtures, before, strict=True):
         assert torch.equal(moe.gate.e_score_correction_bias, bias)
     assert evaluation.counts_ME.sum(1).tolist() == [2 * 4 * 16 * 2] * 2
+
+
+@pytest.mark.parametrize("balance", ["none", "switch", "sequence", "bias", "bias+sequence"])
+def test_each_balance_method_does_what_it_says(tiny_moe, corpus, balance):
+    trainer = make(tiny_moe, corpus, balance=balance, balance_weight=10.0, clip=1e9)
+    plain = make(tiny_moe, corpus, balance="none", clip=1e9)
+    step, reference = trainer.train_step(), plain.train_step()
+    assert step.loss == pytest.approx(reference.loss, rel=1e-6)  # cross-entropy alone
+    moved = max(moe.gate.e_score_correction_bias.abs().max() for moe in trainer.mixtures)
+    assert (moved > 0) == balance.startswith("bias")
+    if balance in ("none", "bias"):
+        assert step.balance_loss is None
+        assert step.grad_norm == pytest.approx(reference.grad_norm, rel=1e-6)
+    else:
+        assert 0.9 < step.balance_loss < 4  # 1 is even, E / K = 4 all on the same two
+        assert step.grad_norm != pytest.approx(reference.grad_norm, rel=1e-3)
+
+
+def test_the_balance_losses_gradient_is_the_sum_over_layers(tiny_moe, corpus):
+    """Written out once more, on the batch that the trainer drew."""
+    trainer = make(tiny_moe, corpus, balance="switch", balance_weight=0.5, accumulate=1)
+    batch = trainer._batch(0)
+    trainer._backward(batch, bf16=False)
+    actual = {name: p.grad.clone() for name, p in trainer.parameters.items()}
+    trainer.model.zero_grad()
+    logits, routings = trainer.model(batch.tokens_BL)
+    loss = cross_entropy(logits, batch.targets_BL) + 0.5 * sum(switch_loss(r) for r in routings)
+    loss.backward()
+    for name, parameter in trainer.parameters.items():
+        torch.testing.assert_close(actual[name], parameter.grad, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("balance", ["switch", "sequence"])
+def test_a_balance_loss_balances(tiny_moe, corpus, balance):
+    """A lopsided gate, with the loss and without."""
+    violations = {}
+    for method in (balance, "none"):
+        trainer = make(tiny_moe, corpus, balance=method, balance_weight=1.0, steps=60, warmup=1, lr=1e-2)
+        with torch.no_grad():
+            for moe in trainer.mixtures:
+                moe.gate.weight[:2] *= 8
+        for _ in range(60):
+            trainer.train_step()
+        violations[method] = trainer.evaluate().max_violation
+    assert violations[balance] < 0.5 * violations["none"]
+
+
+def test_loads_are_counted_by_domain(tiny_moe, corpus):
+    evaluation = make(tiny_moe, corpus).evaluate()
+    domains, layers, experts = evaluation.counts_NME.shape
+    assert (domains, layers, experts) == (len(evaluation.domains), 2, 8)
+    assert evaluation.counts_NME.sum(2).tolist() == [[4 * 16 * 2] * 2] * domains
+    assert not torch.equal(evaluation.counts_NME[0], evaluation.counts_NME[1])
 
 
 def test_no_balance_speed_no_bias(tiny_moe, corpus):
