@@ -135,7 +135,8 @@ def test_moe_layer(benchmark, rounds, memory, case):
     benchmark.extra_info.update(figures | {"transformers_backend": best})
     print(
         f"\n{memory:10}  {case:36}  dense {figures['ms_dense']:7.2f} ms, "
-        f"{figures['dense_share_of_peak']:3.0%} of the matmul rate  minimoe {figures['times_dense']:.2f}x, {figures['share_of_peak']:3.0%}  "
+        f"{figures['dense_share_of_peak']:3.0%} of the matmul rate  "
+        f"minimoe {figures['times_dense']:.2f}x, {figures['share_of_peak']:3.0%}  "
         f"transformers ({best}) {figures['transformers_times_dense']:.2f}x  "
         f"minimoe is {figures['faster_than_transformers']:.2f}x faster"
     )

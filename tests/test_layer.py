@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from minimoe.moe import MoE, Router, expert_choice, route
 from minimoe.moe.capacity import places
@@ -22,6 +23,21 @@ def test_the_task_reaches_the_gate(arguments):
 
 def test_one_normalised_expert_would_leave_the_gate_without_a_task():
     assert task_gradient(MoE(8, 8, 4, 1)).abs().max() == 0
+
+
+def test_activation_checkpointing_counts_nothing_twice():
+    """The forward pass runs twice; what it says is returned, not stored, so nothing adds up."""
+    moe = MoE(8, 8, 4, 2)
+    x, upstream = torch.randn(2, 12, 8)
+    moe(x)[0].backward(upstream)
+    expected = {name: p.grad.clone() for name, p in moe.named_parameters()}
+    moe.zero_grad()
+    y, routing = checkpoint(moe, x, use_reentrant=False)
+    y.backward(upstream)
+    assert routing.counts_E.sum() == 12 * 2
+    assert moe.gate.e_score_correction_bias.abs().max() == 0
+    for name, parameter in moe.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name])
 
 
 def test_padding_is_not_counted_and_changes_nothing():

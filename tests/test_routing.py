@@ -60,6 +60,32 @@ def test_bias_chooses_but_never_weighs():
     torch.testing.assert_close(routing.scores_TE, logits.sigmoid())
 
 
+def test_normalised_softmax_is_mixtrals_softmax_over_the_picked():
+    """Values and gradients: the softmax after the choice. Without normalisation it stays before it."""
+    logits = torch.randn(50, 8, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(50, 2, dtype=torch.float64)
+    after = route(logits, 2, normalize=True)
+    best = logits.topk(2).values
+    torch.testing.assert_close(after.weights_TK, best.softmax(1))
+    actual, expected = (torch.autograd.grad(w, logits, upstream)[0] for w in (after[0], best.softmax(1)))
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(route(logits, 2, normalize=False)[0], logits.softmax(1).topk(2).values)
+
+
+def test_a_fresh_gate_does_not_send_all_tokens_to_the_same_experts():
+    """One of zeros would: all scores tie."""
+    counts = Router(32, 16, 2)(torch.randn(256, 32)).counts_E
+    assert (counts > 0).all()
+    assert counts.max() < 128
+
+
+def test_a_float64_gate_computes_in_float64():
+    router = Router(8, 4, 2).double()
+    x = torch.randn(5, 8, dtype=torch.float64)
+    expected = (x @ router.weight.T).sigmoid()
+    torch.testing.assert_close(router(x).scores_TE, expected, rtol=1e-14, atol=0)
+
+
 def test_very_negative_logits_do_not_divide_by_zero():
     logits = torch.full((3, 8), -200.0).requires_grad_()  # every sigmoid underflows to 0 in float32
     routing = route(logits, 2, score="sigmoid")
