@@ -3,7 +3,7 @@
     python benchmarks/balance.py                    # a quarter of an hour on 2 CPU cores
 
 The mixture of the quick preset; every method of a seed has the same batches and initial weights.
-Losses are given the weights of ``trainer.BALANCE_WEIGHTS``, the bias its default speed; nothing was searched.
+Losses have the weights of ``train_config.BALANCE_WEIGHTS``, the bias its default speed; nothing was searched.
 Prints the table and writes what it is made from to docs/balance-PRESET.json.
 """
 
@@ -21,7 +21,8 @@ from minimoe import GPT, load_corpus
 from minimoe.compare import PRESETS, PresetName
 from minimoe.memory import keep_freed_memory
 from minimoe.records import machine, write_atomically
-from minimoe.trainer import Balance, Trainer
+from minimoe.train_config import Balance
+from minimoe.trainer import Trainer
 from minimoe.training import load_record
 
 DOCS = Path(__file__).parent.parent / "docs"

@@ -3,7 +3,7 @@ test against. See the README for the picture of the house."""
 
 from minimoe.data import load_corpus
 from minimoe.model import GPT, ModelConfig
-from minimoe.trainer import TrainConfig
+from minimoe.train_config import TrainConfig
 from minimoe.training import train
 from minimoe.version import __version__
 

@@ -30,7 +30,7 @@ from minimoe.model import GPT, ModelConfig
 from minimoe.plots import plot_comparison
 from minimoe.progress import Terminal
 from minimoe.report import print_comparison
-from minimoe.trainer import TrainConfig
+from minimoe.train_config import TrainConfig
 from minimoe.training import Interrupted, pick_device, train
 from minimoe.version import __version__
 

@@ -18,7 +18,8 @@ from minimoe.cost import dense_width
 from minimoe.data import Corpus
 from minimoe.model import GPT, ModelConfig
 from minimoe.progress import Display
-from minimoe.trainer import TrainConfig, Trainer
+from minimoe.train_config import TrainConfig
+from minimoe.trainer import Trainer
 from minimoe.training import train_in_turns
 
 PresetName = Literal["quick", "standard", "gpu"]

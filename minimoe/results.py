@@ -15,7 +15,7 @@ import numpy as np
 from minimoe import records
 from minimoe.cost import flops_per_token, parameters
 from minimoe.model import ModelConfig
-from minimoe.trainer import TrainConfig
+from minimoe.train_config import TrainConfig
 
 AXES = ("tokens", "flops", "seconds")
 ALL = "all"  # the mean over domains

@@ -23,7 +23,8 @@ from minimoe.memory import keep_freed_memory
 from minimoe.model import GPT
 from minimoe.moe.balance import statistics
 from minimoe.progress import Display, Silent
-from minimoe.trainer import Evaluation, Step, TrainConfig, Trainer, TrainingError
+from minimoe.train_config import TrainConfig
+from minimoe.trainer import Evaluation, Step, Trainer, TrainingError
 
 
 class Interrupted(Exception):

@@ -13,7 +13,7 @@ from minimoe.model import ModelConfig
 from minimoe.plots import plot_comparison
 from minimoe.report import print_comparison
 from minimoe.results import Comparison, Curve, Spread, outcome, read_curve
-from minimoe.trainer import TrainConfig
+from minimoe.train_config import TrainConfig
 
 MODELS = PRESETS["quick"].models()
 

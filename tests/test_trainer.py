@@ -11,7 +11,8 @@ import torch
 from minimoe.data import Batch
 from minimoe.model import GPT
 from minimoe.moe.balance import switch_loss
-from minimoe.trainer import TrainConfig, Trainer, TrainingError, cross_entropy
+from minimoe.train_config import TrainConfig
+from minimoe.trainer import Trainer, TrainingError, cross_entropy
 
 CONFIG = TrainConfig(steps=20, batch_size=4, warmup=4, eval_sequences=4)
 

@@ -18,7 +18,8 @@ import torch
 from minimoe import checkpoint, records
 from minimoe.checkpoint import CheckpointError, load_model, restore, save
 from minimoe.model import GPT
-from minimoe.trainer import TrainConfig, Trainer, TrainingError
+from minimoe.train_config import TrainConfig
+from minimoe.trainer import Trainer, TrainingError
 from minimoe.training import pick_device, train, train_in_turns
 
 CONFIG = TrainConfig(

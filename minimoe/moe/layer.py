@@ -127,9 +127,8 @@ class MoE(nn.Module):
 
     def _dispatch(self, n_tokens: int) -> tuple[Dispatch, int | None]:
         """How the experts get their tokens, and how many each may take."""
-        n_experts, top_k = len(self.gate.weight), self.gate.top_k
-        if self.gate.choice == "expert" and self.dispatch in ("auto", "capacity"):
-            return "capacity", places(n_tokens, n_experts, top_k, 1.0)  # what each expert chose
-        if self.dispatch == "capacity":
-            return "capacity", places(n_tokens, n_experts, top_k, self.capacity_factor)
-        return self.dispatch, None
+        by_experts = self.gate.choice == "expert" and self.dispatch in ("auto", "capacity")
+        if not by_experts and self.dispatch != "capacity":
+            return self.dispatch, None
+        factor = 1.0 if by_experts else self.capacity_factor  # experts that choose choose an even share
+        return "capacity", places(n_tokens, len(self.gate.weight), self.gate.top_k, factor)

@@ -241,9 +241,11 @@ class Router(nn.Module):
     def logits(self, x_TD: Tensor) -> Tensor:
         """(T, E) in float32 at least, whatever surrounds it: two experts' scores often differ by less than
         bf16 keeps. Without noise; for ``balance.router_z_loss``, say."""
-        dtype = torch.promote_types(x_TD.dtype, torch.float32)
-        with torch.autocast(x_TD.device.type, enabled=False):
-            return F.linear(x_TD.to(dtype), self.weight.to(dtype))
+        device, dtype = x_TD.device.type, torch.promote_types(x_TD.dtype, torch.float32)
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return F.linear(x_TD.to(dtype), self.weight.to(dtype))
+        return F.linear(x_TD.to(dtype), self.weight.to(dtype))
 
     def forward(self, x_TD: Tensor, mask_T: Tensor | None = None) -> Routing:
         """x_TD (T, D), and which tokens are real -> where each goes. Raises as ``route`` does."""
