@@ -16,6 +16,15 @@ def task_gradient(moe, tokens=16):
     return moe.gate.weight.grad
 
 
+def test_shared_expert_is_added_unscaled():
+    moe = MoE(8, 16, 4, 2, n_shared=2, scale=2.5)
+    x = torch.randn(6, 8)
+    y, routing = moe(x)
+    assert moe.shared_experts.up_proj.weight.shape == (32, 8)  # two of them are one of twice the width
+    torch.testing.assert_close(routing.weights_TK.sum(1), torch.full((6,), 2.5))
+    torch.testing.assert_close(y, moe.shared_experts(x) + moe.experts(x, routing, "reference"))
+
+
 @pytest.mark.parametrize("arguments", [{"top_k": 2}, {"top_k": 1, "normalize": False}])
 def test_the_task_reaches_the_gate(arguments):
     assert task_gradient(MoE(8, 8, 4, **arguments)).abs().max() > 0

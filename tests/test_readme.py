@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.console import Console
 from minimoe.compare import PRESETS
 from minimoe.cost import flops_per_token, parameters
 from minimoe.report import print_comparison
+from minimoe.train_config import Balance
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -50,10 +52,25 @@ def test_the_presets_follow_their_search(preset):
         assert rate == min(found, key=lambda entry: entry["bits_per_byte"])["lr"]
 
 
+def script(name: str):
+    """A script of benchmarks/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_balance_table_shown_is_the_recorded_one():
+    found = recorded("balance", "quick")
+    table = script("balance").markdown(found["found"])
+    assert f"<!-- table of docs/balance-quick.json -->\n{table}\n" in README
+    assert found["steps"] == PRESETS["quick"].training.steps
+    runs = [(run["balance"], run["seed"]) for run in found["found"]]
+    assert sorted(runs) == sorted((method, seed) for method in get_args(Balance) for seed in range(3))
+
+
 def test_the_search_shown_is_the_recorded_one():
-    spec = importlib.util.spec_from_file_location("search", ROOT / "benchmarks" / "search.py")
-    search = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(search)
+    search = script("search")
     quick = recorded("search", "quick")
     assert f"<!-- table of docs/search-quick.json -->\n{search.markdown(quick['found'])}\n" in README
     assert quick["steps"] == PRESETS["quick"].training.steps
@@ -67,8 +84,8 @@ def test_every_file_is_in_the_picture_of_the_house():
     assert named == files
 
 
-def test_the_python_example_runs():
-    code = re.search(r"```python\n(.*?)```", README, re.S)[1]
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.S))
+def test_the_python_examples_run(code):
     exec(compile(code, "README.md", "exec"), {})
 
 
@@ -79,5 +96,6 @@ def test_imports_point_one_way():
             assert module.startswith("minimoe.moe"), f"{path.name} imports {module}"
 
 
-def test_the_times_shown_are_the_recorded_ones():
-    assert (ROOT / "docs" / "train-step.txt").read_text().rstrip() in README
+@pytest.mark.parametrize("name", ["train-step", "moe-layer"])
+def test_the_times_shown_are_the_recorded_ones(name):
+    assert (ROOT / "docs" / f"{name}.txt").read_text().rstrip() in README

@@ -124,7 +124,14 @@ def test_balance_bias_is_a_float32_buffer_and_not_a_parameter():
     router = Router(8, 4, 2)
     assert "e_score_correction_bias" in router.state_dict()
     assert [name for name, _ in router.named_parameters()] == ["weight"]
-    assert router.e_score_correction_bias.dtype == torch.float32
+    router.e_score_correction_bias += 1.001
+    for dtype in (torch.bfloat16, torch.float64):
+        router = router.to(dtype)
+        assert router.weight.dtype == dtype
+        assert router.e_score_correction_bias.dtype == torch.float32
+    assert (router.e_score_correction_bias == torch.tensor(1.001)).all()
+    with torch.device("meta"):
+        assert Router(8, 4, 2).e_score_correction_bias.is_meta
 
 
 @pytest.mark.parametrize(

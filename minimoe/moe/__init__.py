@@ -4,22 +4,44 @@
     A tensor's name ends in its dimensions: x_TD, weights_TK, ids_TK, scores_TE, counts_E.
 
 ``routing`` scores and chooses, ``experts`` brings tokens to the experts and back, ``balance`` keeps
-all experts at work, ``layer`` puts them together. Nothing in here knows of data, loops or files.
+all experts at work, ``layer`` puts them together, ``presets`` are the layers of published models and
+``upcycling`` makes one from a dense network. Nothing in here knows of data, loops or files.
 """
 
-from minimoe.moe.balance import max_violation, update_bias_
+from minimoe.moe.balance import (
+    count_by,
+    max_violation,
+    router_z_loss,
+    sequence_loss,
+    statistics,
+    switch_loss,
+    top_tokens,
+    update_bias_,
+)
 from minimoe.moe.experts import Experts
 from minimoe.moe.layer import MoE, SwiGLU
+from minimoe.moe.presets import PRESETS, moe_from_config, preset
 from minimoe.moe.routing import Router, Routing, expert_choice, route
+from minimoe.moe.upcycling import upcycle
 
 __all__ = [
+    "PRESETS",
     "Experts",
     "MoE",
     "Router",
     "Routing",
     "SwiGLU",
+    "count_by",
     "expert_choice",
     "max_violation",
+    "moe_from_config",
+    "preset",
     "route",
+    "router_z_loss",
+    "sequence_loss",
+    "statistics",
+    "switch_loss",
+    "top_tokens",
+    "upcycle",
     "update_bias_",
 ]

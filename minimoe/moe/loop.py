@@ -179,7 +179,7 @@ def _save(ctx, inputs, output):
 
 
 def _differentiate(ctx, grad_TD, *_):
-    return *_backward_operator(grad_TD.contiguous(), *ctx.saved_tensors), None, None
+    return *_backward_operator(grad_TD, *ctx.saved_tensors), None, None
 
 
 _operator.register_autograd(_differentiate, setup_context=_save)

@@ -111,10 +111,7 @@ def expert_choice(
     check_routing(n_experts, top_k, score, 1, None)
     scores_TE = _scores(logits_TE, score, mask_T)
     chosen = math.ceil(n_tokens * top_k / n_experts)
-    rank_TE = scores_TE.detach()
-    if mask_T is not None:
-        rank_TE = rank_TE.masked_fill(~mask_T.unsqueeze(-1), -1)  # below every score
-    tokens_CE = rank_TE.topk(chosen, dim=0).indices
+    tokens_CE = scores_TE.detach().topk(chosen, dim=0).indices
     taken_TE = torch.zeros_like(scores_TE, dtype=torch.bool).scatter(0, tokens_CE, True)
     if mask_T is not None:  # where fewer tokens are real than an expert wants
         taken_TE = taken_TE & mask_T.unsqueeze(-1)
@@ -237,6 +234,15 @@ class Router(nn.Module):
         nn.init.normal_(self.weight, std=0.02)
         self.e_score_correction_bias: Tensor
         self.register_buffer("e_score_correction_bias", torch.zeros(n_experts))
+
+    def _apply(self, fn, recurse=True):
+        """``.to(torch.bfloat16)`` and its like change the weight, never the bias: in bf16 the steps of 0.001
+        by which it moves would be lost."""
+        bias_E = self.e_score_correction_bias
+        super()._apply(fn, recurse)
+        if self.e_score_correction_bias.dtype != bias_E.dtype:
+            self.e_score_correction_bias = bias_E.to(self.e_score_correction_bias.device)
+        return self
 
     def logits(self, x_TD: Tensor) -> Tensor:
         """(T, E) in float32 at least, whatever surrounds it: two experts' scores often differ by less than
