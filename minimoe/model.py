@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from minimoe.moe.capacity import places
 from minimoe.moe.experts import DISPATCHES, Dispatch
 from minimoe.moe.layer import MoE, SwiGLU
-from minimoe.moe.routing import Routing, Score, check_routing
+from minimoe.moe.routing import Routing, Score, check_jitter, check_routing
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ class ModelConfig:
             raise ValueError(
                 f"first_dense ({self.first_dense}) must be between 0 and n_layers ({self.n_layers})"
             )
+        check_jitter(self.jitter)
+        places(1, 1, 1, self.capacity_factor)  # refuses a factor that cannot be
         if self.n_experts:
             check_routing(self.n_experts, self.top_k, self.score, self.n_groups, self.top_groups)
             if self.expert_dim < 1 or self.n_shared < 0:

@@ -118,6 +118,11 @@ def test_parameters_are_counted_exactly(n_experts):
     assert parameters(config, active=True) == parameters(config) - idle
 
 
+def test_noise_and_capacity_reach_the_layer(tiny_moe):
+    layer = GPT(replace(tiny_moe, jitter=0.25, capacity_factor=3.0)).blocks[0].feed_forward
+    assert (layer.gate.jitter, layer.capacity_factor) == (0.25, 3.0)
+
+
 def test_the_first_layers_can_be_dense():
     config = ModelConfig(
         dim=32, n_layers=3, hidden_dim=80, n_experts=8, top_k=2, expert_dim=24, first_dense=2
@@ -166,6 +171,8 @@ def test_dense_rivals_match_the_mixtures_parameters():
         ({"n_experts": 4, "top_k": 5}, r"top_k \(5\).*n_experts \(4\)"),
         ({"n_experts": -1}, r"n_experts \(-1\)"),
         ({"n_experts": 4, "expert_dim": 0}, r"expert_dim \(0\)"),
+        ({"jitter": -0.1}, r"jitter \(-0.1\)"),
+        ({"capacity_factor": 0.0}, r"capacity_factor \(0.0\)"),
         ({"n_experts": 8, "first_dense": 5}, r"first_dense \(5\).*n_layers \(4\)"),
         ({"norm_eps": 0.0}, r"norm_eps \(0.0\)"),
     ],

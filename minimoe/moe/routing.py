@@ -184,6 +184,12 @@ def check_routing(n_experts: int, top_k: int, score: str, n_groups: int, top_gro
         )
 
 
+def check_jitter(jitter: float) -> None:
+    """Raise ValueError for noise that would turn a value's sign."""
+    if not 0 <= jitter < 1:
+        raise ValueError(f"jitter ({jitter}) must be at least 0 and below 1; Switch has 0.01")
+
+
 class Router(nn.Module):
     """The gate: a linear map to one logit an expert, then ``route`` (or ``expert_choice``).
 
@@ -220,8 +226,7 @@ class Router(nn.Module):
                 f"experts that choose know neither groups (n_groups {n_groups}) nor a scale ({scale}); "
                 "leave both at 1, or take choice='token'"
             )
-        if not 0 <= jitter < 1:
-            raise ValueError(f"jitter ({jitter}) must be at least 0 and below 1; Switch has 0.01")
+        check_jitter(jitter)
         self.top_k = top_k
         self.score: Score = score
         self.normalize = normalize
