@@ -25,30 +25,30 @@ FEW = 5  # rows an expert, on average, below which ``few.matmul_few`` is faster
 
 
 class Block(NamedTuple):
-    """Some experts' rows: those from ``start`` to ``stop`` of the sorted ones."""
+    """Some experts, and how many of the sorted rows each has."""
 
-    start: int
-    stop: int
     experts: list[int]
     sizes: list[int]
+
+    def parts(self, rows: Tensor) -> Sequence[Tensor]:
+        """The block's rows, an expert's in each. Most blocks have one expert, and a split costs."""
+        return rows.split(self.sizes) if len(self.sizes) > 1 else (rows,)
 
 
 def blocks(counts: Sequence[int], dim: int) -> Iterator[Block]:
     """Whole experts that have rows, together of at most BLOCK floats unless one alone has more."""
     most = max(1, BLOCK // dim)
-    start, rows = 0, 0
     experts: list[int] = []
     sizes: list[int] = []
     for expert, count in enumerate(counts):
-        if experts and count and rows + count > most:
-            yield Block(start, start + rows, experts, sizes)
-            start, rows, experts, sizes = start + rows, 0, [], []
+        if experts and count and sum(sizes) + count > most:
+            yield Block(experts, sizes)
+            experts, sizes = [], []
         if count:
             experts.append(expert)
             sizes.append(count)
-            rows += count
     if experts:
-        yield Block(start, start + rows, experts, sizes)
+        yield Block(experts, sizes)
 
 
 def _sorted(weights_TK: Tensor, order_R: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,28 +81,29 @@ def _forward(
     tokens_R, weights_R1 = _sorted(weights_TK, order_R)
     counts = _counts(ids_TK, len(gate_up))
     plan = list(blocks(counts, dim))
-    most = max((block.stop - block.start for block in plan), default=0)
+    lengths = [sum(block.sizes) for block in plan]
+    most = max(lengths, default=0)
     kept_RG = x_TD.new_empty(len(order_R) if keep else 0, gate_up.shape[1])
     rows_nD, spare_nG = x_TD.new_empty(most, dim), x_TD.new_empty(0 if keep else most, gate_up.shape[1])
     y_TD = torch.zeros_like(x_TD, dtype=wide)
-    for start, stop, experts, sizes in plan:
-        n, tokens_n, weights_n1 = stop - start, tokens_R[start:stop], weights_R1[start:stop]
+    kept = kept_RG.split(lengths) if keep else [spare_nG[:n] for n in lengths]
+    for block, tokens_n, weights_n1, gate_up_nG in zip(
+        plan, tokens_R.split(lengths), weights_R1.split(lengths), kept, strict=True
+    ):
+        n = len(tokens_n)
         x_nD = torch.index_select(x_TD, 0, tokens_n, out=rows_nD[:n])
-        few = n < FEW * len(experts)
+        few = n < FEW * len(block.experts)
         if few:
-            gate_up_nG = matmul_few(x_nD, [gate_up[e] for e in experts], sizes)
-            if keep:
-                kept_RG[start:stop] = gate_up_nG
+            gate_up_nG.copy_(matmul_few(x_nD, [gate_up[e] for e in block.experts], block.sizes))
         else:
-            gate_up_nG = kept_RG[start:stop] if keep else spare_nG[:n]
-            for e, x, out in zip(experts, x_nD.split(sizes), gate_up_nG.split(sizes), strict=True):
+            for e, x, out in zip(block.experts, block.parts(x_nD), block.parts(gate_up_nG), strict=True):
                 torch.mm(x, gate_up[e].t(), out=out)
         h_nH = weighted_swiglu(gate_up_nG, weights_n1)
         if few:
-            y_nD = matmul_few(h_nH.contiguous(), [down[e] for e in experts], sizes)
+            y_nD = matmul_few(h_nH, [down[e] for e in block.experts], block.sizes)
         else:
             y_nD = x_nD  # the gathered rows are done with: their place is free
-            for e, h, out in zip(experts, h_nH.split(sizes), y_nD.split(sizes), strict=True):
+            for e, h, out in zip(block.experts, block.parts(h_nH), block.parts(y_nD), strict=True):
                 torch.mm(h, down[e].t(), out=out)
         y_TD.index_add_(0, tokens_n, y_nD.to(wide))
     return y_TD, kept_RG, order_R if keep else order_R.new_empty(0)
@@ -129,19 +130,21 @@ def _backward(
             dgate_up[expert].zero_()
             ddown[expert].zero_()
     dweights_R = torch.empty_like(weights_TK).flatten()
-    for start, stop, experts, sizes in blocks(counts, x_TD.shape[1]):
-        tokens_n, weights_n1 = tokens_R[start:stop], weights_R1[start:stop]
+    plan = list(blocks(counts, x_TD.shape[1]))
+    lengths = [sum(block.sizes) for block in plan]
+    rows = (tokens_R, weights_R1, kept_RG, dweights_R)
+    for block, tokens_n, weights_n1, gate_up_nG, dweights_n in zip(
+        plan, *(tensor.split(lengths) for tensor in rows), strict=True
+    ):
         x_nD, grad_nD = x_TD.index_select(0, tokens_n), grad_TD.index_select(0, tokens_n)
-        grads, xs = grad_nD.split(sizes), x_nD.split(sizes)
-        dh_nH = x_nD.new_empty(stop - start, down.shape[2])
-        for e, grad, out in zip(experts, grads, dh_nH.split(sizes), strict=True):
+        grads, xs = block.parts(grad_nD), block.parts(x_nD)
+        dh_nH = x_nD.new_empty(len(tokens_n), down.shape[2])
+        for e, grad, out in zip(block.experts, grads, block.parts(dh_nH), strict=True):
             torch.mm(grad, down[e], out=out)
-
-        dgate_up_nG, dweights_R[start:stop], h_nH = weighted_swiglu_backward(
-            dh_nH, kept_RG[start:stop], weights_n1
-        )
-        dgate_ups, hs = dgate_up_nG.split(sizes), h_nH.split(sizes)
-        for e, grad, h, dgate_up_row, x in zip(experts, grads, hs, dgate_ups, xs, strict=True):
+        dgate_up_nG, dweights, h_nH = weighted_swiglu_backward(dh_nH, gate_up_nG, weights_n1)
+        dweights_n.copy_(dweights)
+        dgate_ups, hs = block.parts(dgate_up_nG), block.parts(h_nH)
+        for e, grad, h, dgate_up_row, x in zip(block.experts, grads, hs, dgate_ups, xs, strict=True):
             torch.mm(grad.t(), h, out=ddown[e])
             torch.mm(dgate_up_row.t(), x, out=dgate_up[e])
             torch.mm(dgate_up_row, gate_up[e], out=x)  # x is done with: dx takes its place
