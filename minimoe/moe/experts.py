@@ -68,29 +68,34 @@ class Experts(nn.Module):
             return _reference(x_TD, gate_up, down, weights_TK, ids_TK)
         if dispatch == "capacity":
             return capacity_experts(x_TD, gate_up, down, weights_TK, ids_TK, capacity)
-        problem = obstacle(x_TD, dim=gate_up.shape[2], expert_dim=down.shape[2])
-        if dispatch == "grouped" and problem:
-            raise ValueError(f"dispatch 'grouped' cannot run here: {problem}; use 'loop' or 'auto'")
         if dispatch == "auto":
-            dispatch = "loop" if problem else _fastest(x_TD, weights_TK.shape[1])
+            dispatch = _fastest(x_TD, weights_TK.shape[1], down.shape[2])
+        elif dispatch == "grouped" and (problem := _obstacle(x_TD, down.shape[2])):
+            raise ValueError(f"dispatch 'grouped' cannot run here: {problem}; use 'loop' or 'auto'")
         experts = grouped_experts if dispatch == "grouped" else loop_experts
         return experts(x_TD, gate_up, down, weights_TK, ids_TK)
 
 
-def _fastest(x_TD: Tensor, top_k: int) -> Literal["grouped", "loop"]:
+def _obstacle(x_TD: Tensor, expert_dim: int) -> str | None:
+    """Why ``grouped`` cannot run."""
+    return obstacle(x_TD, dim=x_TD.shape[1], expert_dim=expert_dim)
+
+
+def _fastest(x_TD: Tensor, top_k: int, expert_dim: int) -> Literal["grouped", "loop"]:
     """The rule that ``benchmarks/crossover.py`` and its record (docs/crossover-cpu.json) led to.
 
     On a CPU the loop wins with few tokens, where reading weights is all; with one thread in float32; and
     where the (R, D) rows that ``grouped`` makes exceed the 32 MB up to which glibc uses freed memory
     again. The crossings are within a tenth of each other on either side, so a rough rule will do.
     """
-    n_tokens, dim = x_TD.shape
-    if x_TD.device.type != "cpu" or torch.compiler.is_compiling():  # a trace cannot ask for the threads
-        return "grouped"
-    full = x_TD.dtype == torch.float32
-    few = n_tokens <= (16 if full else 1)
-    large = n_tokens * top_k * dim * x_TD.itemsize > 1 << 25
-    return "loop" if few or large or (full and torch.get_num_threads() == 1) else "grouped"
+    if x_TD.device.type == "cpu" and not torch.compiler.is_compiling():  # a trace cannot ask for the threads
+        n_tokens, dim = x_TD.shape
+        full = x_TD.dtype == torch.float32
+        few = n_tokens <= (16 if full else 1)
+        large = n_tokens * top_k * dim * x_TD.itemsize > 1 << 25
+        if few or large or (full and torch.get_num_threads() == 1):
+            return "loop"
+    return "loop" if _obstacle(x_TD, expert_dim) else "grouped"
 
 
 def _expert(x_D: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
