@@ -134,11 +134,9 @@ def test_moe_layer(benchmark, rounds, memory, case):
     benchmark.group = f"{case}, one thread, float32, memory {memory}"
     benchmark.extra_info.update(figures | {"transformers_backend": best})
     print(
-        f"\n{memory:10}  {case:36}  dense {figures['ms_dense']:7.2f} ms, "
-        f"{figures['dense_share_of_peak']:3.0%} of the matmul rate  "
-        f"minimoe {figures['times_dense']:.2f}x, {figures['share_of_peak']:3.0%}  "
-        f"transformers ({best}) {figures['transformers_times_dense']:.2f}x  "
-        f"minimoe is {figures['faster_than_transformers']:.2f}x faster"
+        f"\n{memory:10}  {case:35}  dense {figures['ms_dense']:6.2f} ms {figures['dense_share_of_peak']:4.0%}"
+        f"   minimoe {figures['times_dense']:.2f}x {figures['share_of_peak']:4.0%}"
+        f"   {figures['faster_than_transformers']:.2f}x faster than {best}"
     )
     benchmark.pedantic(tasks["minimoe"], rounds=max(rounds // 4, 1), warmup_rounds=0)
 
@@ -153,7 +151,7 @@ def test_memory_kept_for_backward(benchmark, rounds):
     times = {name: value / kept["dense"] for name, value in kept.items()}
     benchmark.extra_info.update({f"kept_{name}": value for name, value in kept.items()})
     print(
-        f"\nkept for backward at {tokens} tokens: dense {kept['dense'] / 1e6:.1f} MB; "
+        f"\nkept for backward, {tokens} tokens: dense {kept['dense'] / 1e6:.1f} MB; "
         + ", ".join(f"{name} {ratio:.2f}x" for name, ratio in times.items() if name != "dense")
     )
     benchmark.pedantic(lambda: found["minimoe"](x), rounds=1)

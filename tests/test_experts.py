@@ -1,6 +1,9 @@
 """Every dispatcher against the oracle, values and all gradients; and the oracle against numpy."""
 
 import copy
+import json
+import statistics
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ import torch
 
 from minimoe.memory import bytes_kept_for_backward
 from minimoe.moe import Experts, MoE, SwiGLU, loop, route
+from minimoe.moe.experts import _fastest
 from minimoe.moe.grouped import obstacle
 
 
@@ -133,6 +137,20 @@ def test_memory_kept_for_backward_is_below_the_dense_layers(dispatch):
     moe, dense = MoE(128, 32, 64, 8, dispatch=dispatch), SwiGLU(128, 9 * 32)
     x = torch.randn(256, 128, requires_grad=True)
     assert 0 < bytes_kept_for_backward(moe, x) < 1.3 * bytes_kept_for_backward(dense, x)
+
+
+def test_auto_loses_little_against_the_recorded_best(monkeypatch):
+    """Time of the way it takes over the faster one's, in each of the recorded cases."""
+    record = json.loads((Path(__file__).parent.parent / "docs" / "crossover-cpu.json").read_text())
+    losses = []
+    for case in record["found"]:
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=case["threads"]: n)
+        x = torch.empty(case["tokens"], case["dim"], dtype=getattr(torch, case["dtype"]))
+        taken = _fastest(x, case["top_k"], case["expert_dim"])
+        grouped = case["grouped_over_loop"]
+        losses.append((grouped if taken == "grouped" else 1.0) / min(grouped, 1.0))
+    assert len(losses) == 360
+    assert statistics.geometric_mean(losses) < 1.05
 
 
 def test_the_loops_operators_are_stated_truly():

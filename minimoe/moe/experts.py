@@ -84,14 +84,14 @@ def _obstacle(x_TD: Tensor, expert_dim: int) -> str | None:
 def _fastest(x_TD: Tensor, top_k: int, expert_dim: int) -> Literal["grouped", "loop"]:
     """The rule that ``benchmarks/crossover.py`` and its record (docs/crossover-cpu.json) led to.
 
-    On a CPU the loop wins with few tokens, where reading weights is all; with one thread in float32; and
-    where the (R, D) rows that ``grouped`` makes exceed the 32 MB up to which glibc uses freed memory
-    again. The crossings are within a tenth of each other on either side, so a rough rule will do.
+    On a CPU the loop wins with few tokens and wide experts, where reading weights is all; with one thread in
+    float32; and where the (R, D) rows that ``grouped`` makes exceed the 32 MB up to which glibc uses freed
+    memory again. Elsewhere the two are so close that a rough rule will do (a test holds it to the record).
     """
     if x_TD.device.type == "cpu" and not torch.compiler.is_compiling():  # a trace cannot ask for the threads
         n_tokens, dim = x_TD.shape
         full = x_TD.dtype == torch.float32
-        few = n_tokens <= (16 if full else 1)
+        few = n_tokens == 1 or (full and n_tokens <= 16 and dim >= 256)
         large = n_tokens * top_k * dim * x_TD.itemsize > 1 << 25
         if few or large or (full and torch.get_num_threads() == 1):
             return "loop"
