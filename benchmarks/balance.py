@@ -64,6 +64,8 @@ def balance(
     preset: PresetName = "quick", seeds: int = 3, steps: int | None = None, threads: int | None = None
 ) -> None:
     """Train the preset's mixture with every balance method and every seed."""
+    if seeds < 1 or (threads is not None and threads < 1):
+        raise ValueError(f"--seeds ({seeds}) and --threads ({threads}) must be at least 1")
     keep_freed_memory()
     torch.set_num_threads(threads or torch.get_num_threads())
     chosen, corpus = PRESETS[preset], load_corpus()

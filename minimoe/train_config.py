@@ -77,6 +77,18 @@ class TrainConfig:
                 f"balance must be none, switch, sequence, bias or bias+sequence, not {self.balance!r}"
             )
 
+        if self.balance_weight is not None and self.balance not in BALANCE_WEIGHTS:
+            raise ValueError(
+                f"balance_weight ({self.balance_weight}) weighs a loss, and balance {self.balance!r} has "
+                f"none; leave it out, or choose one of {', '.join(BALANCE_WEIGHTS)}"
+            )
+
+    @property
+    def loss_weight(self) -> float:
+        """Of the balance loss, a layer; 0 where there is none."""
+        default = BALANCE_WEIGHTS.get(self.balance, 0.0)
+        return default if self.balance_weight is None else self.balance_weight
+
     def lr_at(self, step: int) -> float:
         """The rate of step ``step`` (0 is the first)."""
         if step < self.warmup:

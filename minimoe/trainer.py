@@ -150,29 +150,23 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             logits_BLV, routings = self.model(batch.tokens_BL)
             loss = cross_entropy(logits_BLV, batch.targets_BL) / self.config.accumulate
-        balance_loss = self._balance_loss(routings, loss) / self.config.accumulate
-        if self._balances_by_loss():
-            config = self.config
-            weight = config.balance_weight
-            weight = BALANCE_WEIGHTS[config.balance] if weight is None else weight
-            (loss + weight * len(routings) * balance_loss).backward()
-        else:
-            loss.backward()
+        balance_loss = self._balance_loss(routings) / self.config.accumulate
+        (loss + self.config.loss_weight * len(routings) * balance_loss).backward()
         counts = torch.stack([routing.counts_E for routing in routings]) if routings else None
         return loss.detach(), balance_loss.detach(), counts
 
-    def _balances_by_loss(self) -> bool:
-        return bool(self.mixtures) and self.config.balance in BALANCE_WEIGHTS
-
-    def _balance_loss(self, routings: list[Routing], like: Tensor) -> Tensor:
+    def _balance_loss(self, routings: list[Routing]) -> Tensor:
         """The mean over layers of the balance loss; 1 where all are even, 0 where there is none."""
         if not self._balances_by_loss():
-            return torch.zeros_like(like)
+            return torch.zeros((), device=self.device)
         if self.config.balance == "switch":
             losses = [switch_loss(routing) for routing in routings]
         else:
             losses = [sequence_loss(routing, self.model.config.context) for routing in routings]
         return torch.stack(losses).mean()
+
+    def _balances_by_loss(self) -> bool:
+        return bool(self.mixtures) and self.config.balance in BALANCE_WEIGHTS
 
     @torch.no_grad()
     def _after_update(self, counts_ME: Tensor | None) -> None:

@@ -71,7 +71,8 @@ def test_the_bias_moves_once_a_step_and_never_in_evaluation(tiny_moe, corpus):
 
 @pytest.mark.parametrize("balance", ["none", "switch", "sequence", "bias", "bias+sequence"])
 def test_each_balance_method_does_what_it_says(tiny_moe, corpus, balance):
-    trainer = make(tiny_moe, corpus, balance=balance, balance_weight=10.0, clip=1e9)
+    weight = None if balance in ("none", "bias") else 10.0
+    trainer = make(tiny_moe, corpus, balance=balance, balance_weight=weight, clip=1e9)
     plain = make(tiny_moe, corpus, balance="none", clip=1e9)
     step, reference = trainer.train_step(), plain.train_step()
     assert step.loss == pytest.approx(reference.loss, rel=1e-6)  # cross-entropy alone
@@ -104,7 +105,10 @@ def test_a_balance_loss_balances(tiny_moe, corpus, balance):
     """A lopsided gate, with the loss and without."""
     violations = {}
     for method in (balance, "none"):
-        trainer = make(tiny_moe, corpus, balance=method, balance_weight=1.0, steps=60, warmup=1, lr=1e-2)
+        weight = None if method == "none" else 1.0
+        trainer = make(
+            tiny_moe, corpus, balance=method, balance_weight=weight, steps=60, warmup=1, lr=1e-2
+        )  # fmt: skip
         with torch.no_grad():
             for moe in trainer.mixtures:
                 moe.gate.weight[:2] *= 8
@@ -235,6 +239,9 @@ def test_auto_takes_the_faster_and_leaves_no_trace(tiny_dense, corpus, monkeypat
         ({"beta2": 1.5}, r"beta2 \(1.5\)"),
         ({"warmup": -1}, r"warmup \(-1\)"),
         ({"average": 2.0}, r"average \(2.0\)"),
+        ({"balance": "even"}, "bias\\+sequence, not 'even'"),
+        ({"balance": "switch", "balance_weight": -1.0}, r"balance_weight \(-1.0\)"),
+        ({"balance": "bias", "balance_weight": 0.1}, r"balance_weight \(0.1\).*'bias' has none"),
     ],
 )
 def test_bad_settings_are_refused_with_their_numbers(changes, message):
