@@ -21,6 +21,8 @@ from minimoe.moe.capacity import places
 from minimoe.moe.experts import DISPATCHES, Dispatch
 from minimoe.moe.layer import MoE, SwiGLU
 from minimoe.moe.routing import Routing, Score, check_jitter, check_routing
+from minimoe.precision.linear import linear
+from minimoe.precision.recipe import Recipe, as_recipe
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class ModelConfig:
     """base of the rotary frequencies"""
     norm_eps: float = 1e-5
     """epsilon of the RMS norms"""
+    precision: str = "full"
+    """recipe of the linear layers' matmuls (minimoe.precision.RECIPES): full, deepseek-v3, …"""
 
     def __post_init__(self) -> None:
         for name in ("dim", "n_layers", "n_heads", "context", "hidden_dim", "vocab_size"):
@@ -92,6 +96,8 @@ class ModelConfig:
                 f"first_dense ({self.first_dense}) must be between 0 and n_layers ({self.n_layers})"
             )
         check_jitter(self.jitter)
+        if self.recipe is not None and self.n_experts and self.dispatch != "auto":
+            raise ValueError(f"precision {self.precision!r} needs dispatch 'auto', not {self.dispatch!r}")
         places(1, 1, 1, self.capacity_factor)  # refuses a factor that cannot be
         if self.n_experts:
             check_routing(self.n_experts, self.top_k, self.score, self.n_groups, self.top_groups)
@@ -104,6 +110,12 @@ class ModelConfig:
     def is_mixture(self, layer: int) -> bool:
         """Whether the feed-forward part of layer 0, 1, … is a mixture of experts."""
         return self.n_experts > 0 and layer >= self.first_dense
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """How the linear layers and the experts multiply; None for plain float32. Embedding, head, norms,
+        gate and the attention between the projections stay in high precision, as in V3 (section 3.3.1)."""
+        return None if self.precision == "full" else as_recipe(self.precision)
 
     @property
     def head_dim(self) -> int:
@@ -148,8 +160,8 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.n_heads = config.n_heads
-        self.qkv_proj = nn.Linear(config.dim, 3 * config.dim, bias=False)
-        self.out_proj = nn.Linear(config.dim, config.dim, bias=False)
+        self.qkv_proj = linear(config.dim, 3 * config.dim, config.recipe)
+        self.out_proj = linear(config.dim, config.dim, config.recipe)
 
     def forward(
         self, x_BLD: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache | None, layer: int
@@ -192,9 +204,10 @@ class Block(nn.Module):
                 dispatch=config.dispatch,
                 jitter=config.jitter,
                 capacity_factor=config.capacity_factor,
+                recipe=config.recipe,
             )
         else:
-            self.feed_forward = SwiGLU(config.dim, config.hidden_dim)
+            self.feed_forward = SwiGLU(config.dim, config.hidden_dim, config.recipe)
 
     def forward(
         self, x_BLD: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache | None, layer: int

@@ -25,7 +25,10 @@ from torch import Tensor, nn
 from minimoe.moe.capacity import capacity_experts
 from minimoe.moe.grouped import grouped_experts, obstacle
 from minimoe.moe.loop import loop_experts
+from minimoe.moe.quantized import quantized_experts
 from minimoe.moe.routing import Routing
+from minimoe.precision.linear import held, hold_codes_
+from minimoe.precision.recipe import Recipe
 
 Dispatch = Literal["auto", "grouped", "loop", "capacity", "reference"]
 DISPATCHES: tuple[str, ...] = ("auto", "grouped", "loop", "capacity", "reference")
@@ -33,10 +36,11 @@ DISPATCHES: tuple[str, ...] = ("auto", "grouped", "loop", "capacity", "reference
 
 class Experts(nn.Module):
     """E SwiGLU networks of width H, their weights stacked: ``gate_up_proj`` (E, 2H, D), the gate's
-    rows first, and ``down_proj`` (E, D, H)."""
+    rows first, and ``down_proj`` (E, D, H). With a ``recipe`` their matmuls are done under it."""
 
-    def __init__(self, dim: int, expert_dim: int, n_experts: int) -> None:
+    def __init__(self, dim: int, expert_dim: int, n_experts: int, recipe: Recipe | None = None) -> None:
         super().__init__()
+        self.recipe = recipe
         self.gate_up_proj = nn.Parameter(torch.empty(n_experts, 2 * expert_dim, dim))
         self.down_proj = nn.Parameter(torch.empty(n_experts, dim, expert_dim))
         nn.init.normal_(self.gate_up_proj, std=0.02)
@@ -52,10 +56,12 @@ class Experts(nn.Module):
 
         Raises:
             ValueError: ``dispatch`` is unknown, ``grouped`` cannot run these widths or this dtype, or
-                ``capacity`` is missing or not positive.
+                ``capacity`` is missing or not positive; or it is not ``auto`` and there is a recipe.
         """
         if dispatch not in DISPATCHES:
             raise ValueError(f"dispatch must be one of {', '.join(DISPATCHES)}, not {dispatch!r}")
+        if self.recipe is not None:
+            return self._under(self.recipe, x_TD, routing, dispatch)
         gate_up: Tensor = self.gate_up_proj
         down: Tensor = self.down_proj
         if torch.is_autocast_enabled(x_TD.device.type):
@@ -74,6 +80,18 @@ class Experts(nn.Module):
             raise ValueError(f"dispatch 'grouped' cannot run here: {problem}; use 'loop' or 'auto'")
         experts = grouped_experts if dispatch == "grouped" else loop_experts
         return experts(x_TD, gate_up, down, weights_TK, ids_TK)
+
+    def _under(self, recipe: Recipe, x_TD: Tensor, routing: Routing, dispatch: Dispatch) -> Tensor:
+        if dispatch != "auto":
+            raise ValueError(f"dispatch {dispatch!r} knows no recipe ({recipe.name}); use 'auto'")
+        gate_up, down = (held(self, name, recipe.weight) for name in ("gate_up_proj", "down_proj"))
+        return quantized_experts(x_TD, gate_up, down, routing.weights_TK, routing.ids_TK, recipe)
+
+    def quantize_weights_(self) -> None:
+        """Keep the weights as the recipe's codes alone, for inference (``precision.linear``)."""
+        if self.recipe is not None:
+            hold_codes_(self, "gate_up_proj", self.recipe.weight)
+            hold_codes_(self, "down_proj", self.recipe.weight)
 
 
 def _obstacle(x_TD: Tensor, expert_dim: int) -> str | None:

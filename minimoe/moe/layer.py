@@ -11,18 +11,21 @@ from torch import Tensor, nn
 from minimoe.moe.capacity import places
 from minimoe.moe.experts import DISPATCHES, Dispatch, Experts
 from minimoe.moe.routing import Choice, Router, Routing, Score
+from minimoe.precision.linear import linear
+from minimoe.precision.recipe import Recipe, as_recipe
 
 
 class SwiGLU(nn.Module):
     """down( silu(gate x) * up x ), without biases (Shazeer, arXiv 2002.05202). x (..., D) -> (..., D)."""
 
-    def __init__(self, dim: int, hidden_dim: int) -> None:
+    def __init__(self, dim: int, hidden_dim: int, recipe: Recipe | str | None = None) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(dim, hidden_dim, bias=False)
-        self.up_proj = nn.Linear(dim, hidden_dim, bias=False)
-        self.down_proj = nn.Linear(hidden_dim, dim, bias=False)
-        for linear in (self.gate_proj, self.up_proj, self.down_proj):
-            nn.init.normal_(linear.weight, std=0.02)
+        recipe = None if recipe is None else as_recipe(recipe)
+        self.gate_proj = linear(dim, hidden_dim, recipe)
+        self.up_proj = linear(dim, hidden_dim, recipe)
+        self.down_proj = linear(hidden_dim, dim, recipe)
+        for layer in (self.gate_proj, self.up_proj, self.down_proj):
+            nn.init.normal_(layer.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -42,6 +45,9 @@ class MoE(nn.Module):
         choice, jitter: see ``routing.Router``.
         capacity_factor: of dispatch ``capacity`` alone: places an expert has over an even share.
 
+        recipe: how the matmuls of the experts, shared ones included, are done in 8 bits, a Recipe or its name
+            (``minimoe.precision.RECIPES``). The gate stays in float32, as in V3.
+
     Parameters and buffers bear the names of the open checkpoints: ``gate.weight``,
     ``gate.e_score_correction_bias``, ``experts.gate_up_proj``, ``experts.down_proj``,
     ``shared_experts.{gate,up,down}_proj.weight``.
@@ -49,7 +55,8 @@ class MoE(nn.Module):
     ``presets`` has the arguments of published layers.
 
     Raises:
-        ValueError: a size is not positive, or the routing cannot be.
+        ValueError: a size is not positive, the routing cannot be, or the recipe is unknown or goes together
+            with a dispatch or choice of its own.
     """
 
     def __init__(
@@ -69,8 +76,15 @@ class MoE(nn.Module):
         choice: Choice = "token",
         jitter: float = 0.0,
         capacity_factor: float = 1.25,
+        recipe: Recipe | str | None = None,
     ) -> None:
         super().__init__()
+        recipe = None if recipe is None else as_recipe(recipe)
+        if recipe is not None and (dispatch != "auto" or choice == "expert"):
+            raise ValueError(
+                f"a recipe ({recipe.name}) goes with dispatch 'auto' and choice 'token', not with "
+                f"{dispatch!r} and {choice!r}"
+            )
         for name, value in (("dim", dim), ("expert_dim", expert_dim), ("n_experts", n_experts)):
             if value < 1:
                 raise ValueError(f"{name} ({value}) must be at least 1")
@@ -94,8 +108,8 @@ class MoE(nn.Module):
             choice=choice,
             jitter=jitter,
         )
-        self.experts = Experts(dim, expert_dim, n_experts)
-        self.shared_experts = SwiGLU(dim, n_shared * expert_dim) if n_shared else None
+        self.experts = Experts(dim, expert_dim, n_experts, recipe)
+        self.shared_experts = SwiGLU(dim, n_shared * expert_dim, recipe) if n_shared else None
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Routing]:
         """x (..., D) -> y (..., D) and where each token went; T in the routing counts all leading axes.

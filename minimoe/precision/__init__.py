@@ -1,9 +1,15 @@
 """Numbers in 8 bits, answers in 32.
 
-``formats`` says what few bits can say and ``rounding`` brings numbers there. Nothing in here knows of data,
-loops or files.
+    M, N, K of a matmul, K contracted.
+
+``formats`` says what few bits can say and ``rounding`` brings numbers there; ``quantize`` scales blocks of
+numbers so that they fit, ``accumulate`` keeps sums, ``matmul`` and ``grouped`` multiply under a ``recipe``,
+``linear`` learns with it; ``error`` measures what went wrong and ``bounds`` says how wrong it may be.
+Nothing in here knows of data, loops or files.
 """
 
+from minimoe.precision.accumulate import Accumulator
+from minimoe.precision.decode import decode, encode
 from minimoe.precision.formats import (
     BF16,
     E2M1,
@@ -22,10 +28,29 @@ from minimoe.precision.formats import (
     Format,
     as_format,
 )
+from minimoe.precision.grouped import grouped_matmul
+from minimoe.precision.linear import Linear, quantize_weights_
+from minimoe.precision.matmul import matmul
+from minimoe.precision.quantize import Quantized, fake_quantize, quantize
+from minimoe.precision.recipe import (
+    DEEPSEEK_V3,
+    DEEPSEEK_V3_POW2,
+    FULL,
+    MXFP8,
+    NAIVE,
+    RECIPES,
+    ROWWISE,
+    TENSORWISE,
+    Cast,
+    Recipe,
+    as_recipe,
+)
 from minimoe.precision.rounding import round_to
 
 __all__ = [
     "BF16",
+    "DEEPSEEK_V3",
+    "DEEPSEEK_V3_POW2",
     "E2M1",
     "E2M3",
     "E3M2",
@@ -37,9 +62,28 @@ __all__ = [
     "FORMATS",
     "FP16",
     "FP32",
+    "FULL",
     "INT8",
+    "MXFP8",
+    "NAIVE",
+    "RECIPES",
+    "ROWWISE",
+    "TENSORWISE",
     "TF32",
+    "Accumulator",
+    "Cast",
     "Format",
+    "Linear",
+    "Quantized",
+    "Recipe",
     "as_format",
+    "as_recipe",
+    "decode",
+    "encode",
+    "fake_quantize",
+    "grouped_matmul",
+    "matmul",
+    "quantize",
+    "quantize_weights_",
     "round_to",
 ]

@@ -56,7 +56,8 @@ class Format:
                 "(the arithmetic is done in float64, which must hold every value)"
             )
         least = {"ieee": 2, "fn": 1, "fnuz": 1, "finite": 0, "scale": 1}[self.specials]
-        if e < least or (self.specials == "fn" and m == 0) or (self.specials == "scale" and m):
+        needs_mantissa = self.specials in ("ieee", "fn")  # for the codes of NaN
+        if e < least or (needs_mantissa and m == 0) or (self.specials == "scale" and m):
             raise ValueError(f"{self.name}: {e} exponent and {m} mantissa bits cannot be {self.specials!r}")
 
     @property

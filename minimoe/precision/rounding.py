@@ -40,10 +40,12 @@ def round_to(
 
     Args:
         x: float64, float32, bfloat16 or float16; its dtype must hold the numbers of ``fmt``.
-        rounding: ``nearest``, ties to even; ``zero``, towards zero; ``stochastic``, up or down with the
-            probability that makes the mean right (to 2^-24 for float32, exact above the subnormals).
+        rounding: ``nearest``, ties to even (without mantissa bits, as E8M0, to the larger, as IEEE 754 has
+            it); ``zero``, towards zero; ``stochastic``, up or down with the probability that makes the mean
+            right (to 2^-24 for float32, exact above the subnormals).
         overflow: what becomes of finite numbers that round beyond the largest, ``fmt.max``: that number,
-            infinity or NaN. Toward zero and at random nothing below the next power's first number overflows.
+            infinity or NaN. Beyond is from where rounding reaches the next number there would be: for E4M3
+            480, to nearest from above 464, toward zero from 480, at random for some numbers above 448.
         generator: of ``stochastic``: a seed, or a generator of which one number is drawn.
         positions: of ``stochastic``: int64 that broadcasts to x, each element's place in the whole; by
             default 0, 1, … in x's order. Equal key and place mean equal noise: pieces of a tensor rounded
@@ -116,12 +118,18 @@ def _noise(
 ) -> Tensor:
     if positions is None:
         positions = torch.arange(x.numel(), device=x.device).view(x.shape)
-    elif positions.dtype != torch.int64 or torch.broadcast_shapes(positions.shape, x.shape) != x.shape:
+    elif positions.dtype != torch.int64 or not _fits(positions.shape, x.shape):
         raise ValueError(
             f"positions are {positions.dtype} {tuple(positions.shape)}; give int64 that broadcasts to the "
             f"shape of x, {tuple(x.shape)}"
         )
     return uniform_at(positions, draw_key(generator, x.device), dtype)
+
+
+def _fits(small: torch.Size, shape: torch.Size) -> bool:
+    """Whether a tensor of the one shape broadcasts to the other."""
+    pairs = zip(reversed(small), reversed(shape), strict=False)
+    return len(small) <= len(shape) and all(a in (1, b) for a, b in pairs)
 
 
 def _carrier(dtype: torch.dtype, fmt: Format) -> torch.dtype:
@@ -151,12 +159,11 @@ def _check(x: Tensor, fmt: Format, rounding: str, overflow: str) -> None:
 
 def _holds(dtype: torch.dtype, fmt: Format) -> bool:
     """Whether rounding a number of ``dtype`` always ends at one. Small numbers do; at the upper end the
-    format's largest number must be one of ``dtype``, unless rounding changes nothing at all there."""
+    format's largest number must be one of ``dtype``, unless it lies beyond and rounding changes nothing."""
     info = torch.finfo(dtype)
-    if fmt.max > info.max:
-        return 2.0**-fmt.mantissa_bits <= info.eps
-    top = torch.tensor((fmt.max, fmt.min_normal), dtype=torch.float64)
-    return bool((top.to(dtype).double() == top)[: 1 + (fmt.specials == "scale")].all())
+    finer = 2.0**-fmt.mantissa_bits <= info.eps
+    coarser = 2.0**-fmt.mantissa_bits >= info.eps
+    return finer if fmt.max > info.max else coarser
 
 
 class _StraightThrough(torch.autograd.Function):
