@@ -39,18 +39,6 @@ def decode(codes: Tensor, fmt: Format) -> Tensor:
     return _table(fmt, codes.device).index_select(0, codes.reshape(-1).int()).view(codes.shape)
 
 
-def decode_finite(codes: Tensor, fmt: Format) -> tuple[Tensor, float]:
-    """As ``decode`` for codes that are no NaN, in the fewest eager passes: a tensor (float16 where that
-    will do) and the power of two by which it must still be multiplied."""
-    if fmt == E4M3:
-        # sign, then 4 of fp16's 5 exponent bits: the value is 2^-8 of what it should be
-        half = codes.view(torch.int8).to(torch.int16).bitwise_left_shift_(7).bitwise_and_(-0x4001)
-        return half.view(torch.float16), 2.0**8
-    if fmt == E5M2:
-        return codes.view(torch.int8).to(torch.int16).bitwise_left_shift_(8).view(torch.float16), 1.0
-    return decode(codes, fmt), 1.0
-
-
 def encode(x: Tensor, fmt: Format) -> Tensor:
     """The codes of numbers that already are numbers of ``fmt`` (what ``round_to`` returns), as torch's
     dtype of the format or as uint8.
@@ -62,6 +50,8 @@ def encode(x: Tensor, fmt: Format) -> Tensor:
         raise ValueError(f"{fmt} has {fmt.bits} bits; encode takes formats of at most 8")
     if fmt.dtype is not None:
         return x.float().to(fmt.dtype)  # nothing left to round, so all versions of torch agree
+    if fmt.exponent_bits == 0:
+        return (x.long() % 2**fmt.bits).to(torch.uint8)
     positive = 2 ** (fmt.bits - fmt.signed)
     values = _table(fmt, x.device)[:positive]
     codes = torch.searchsorted(values, x.abs().float().contiguous()).clamp_max(positive - 1)

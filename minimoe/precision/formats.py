@@ -69,12 +69,12 @@ class Format:
         """Of one code."""
         return self.signed + self.exponent_bits + self.mantissa_bits
 
-    @property
+    @cached_property
     def bias(self) -> int:
         half = 2 ** (self.exponent_bits - 1) if self.exponent_bits else 1 - self.mantissa_bits
         return half - (self.exponent_bits > 0 and self.specials != "fnuz")
 
-    @property
+    @cached_property
     def min_exponent(self) -> int:
         """log2 of ``min_normal``."""
         return (0 if self.specials == "scale" else 1) - self.bias
@@ -89,7 +89,7 @@ class Format:
         """The smallest number above 0 (for a ``scale``, which has no subnormals: ``min_normal``)."""
         return 2.0 ** (self.min_exponent - self.mantissa_bits)
 
-    @property
+    @cached_property
     def max(self) -> float:
         """The largest finite number."""
         e, m = self.exponent_bits, self.mantissa_bits
@@ -140,6 +140,10 @@ def _values(fmt: Format) -> Tensor:
     if fmt.specials == "scale":
         value = torch.ldexp(torch.ones_like(code, dtype=torch.float64), exponent - fmt.bias)
         value[-1] = torch.nan
+        return value
+    if e == 0:  # whole numbers are in two's complement, as in MX; the lowest has no counterpart
+        value = (code - (code >> m) * 2**fmt.bits).double()
+        value[2**m] = torch.nan
         return value
     fraction = (exponent > 0) + mantissa.double() / 2**m
     value = torch.ldexp(fraction, exponent.clamp_min(1) - fmt.bias)

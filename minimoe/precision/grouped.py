@@ -77,61 +77,66 @@ def _rows(
     recipe: Recipe,
 ) -> Tensor:  # fmt: skip
     """(R, N) float32: each group's rows times its matrix."""
-    y_RN = a_RK.new_empty(len(a_RK), b_EKN.shape[2], dtype=torch.float32)
-    dtype = _folded(a_RK, b_EKN, cast_a, cast_b, recipe)
-    groups = zip(a_RK.split(sizes), _matrices(b_EKN), y_RN.split(sizes), strict=True)
-    if dtype is None:
-        for a_nK, b_KN, y_nN in groups:
-            y_nN.copy_(multiply(a_nK, b_KN, cast_a, cast_b, recipe))
-        return y_RN
-    a_RK = _meaning_of_rows(a_RK, sizes, cast_a, dtype)
-    b_EKN = meaning(b_EKN, cast_b, -2, dtype)
-    if dtype != torch.float32:
-        y_RN = y_RN.to(dtype)
-    for a_nK, b_KN, y_nN in zip(a_RK.split(sizes), b_EKN, y_RN.split(sizes), strict=True):
-        torch.mm(a_nK, b_KN, out=y_nN)
-    return finish(y_RN.float(), recipe)
+    dtype = folded(a_RK, b_EKN, cast_a, cast_b, recipe)
+    if dtype is not None:
+        matrices = meaning(b_EKN, cast_b, -2, dtype)
+        return grouped_product(cast_rows(a_RK, sizes, cast_a, dtype), matrices, sizes, recipe)
+    groups = zip(a_RK.split(sizes), _matrices(b_EKN), strict=True)
+    return torch.cat([multiply(a_nK, b_KN, cast_a, cast_b, recipe) for a_nK, b_KN in groups])
 
 
 def _weights(g_RN: Tensor, a_RK: Tensor, sizes: list[int], recipe: Recipe) -> Tensor:
     """(E, N, K) float32: each group's gᵀ a, contracted over its rows."""
-    dw_ENK = a_RK.new_empty(len(sizes), g_RN.shape[1], a_RK.shape[1], dtype=torch.float32)
-    dtype = _folded(g_RN.mT, a_RK, recipe.gradient, recipe.activation, recipe)
-    if dtype is None:
-        for g_nN, a_nK, dw_NK in zip(g_RN.split(sizes), a_RK.split(sizes), dw_ENK, strict=True):
-            dw_NK.copy_(multiply(g_nN.mT, a_nK, recipe.gradient, recipe.activation, recipe))
-        return dw_ENK
-    if dtype != torch.float32:
-        dw_ENK = dw_ENK.to(dtype)
-    g_groups = _meaning_along_rows(g_RN, sizes, recipe.gradient, dtype)
-    a_groups = _meaning_along_rows(a_RK, sizes, recipe.activation, dtype)
-    for g_nN, a_nK, dw_NK in zip(g_groups, a_groups, dw_ENK, strict=True):
-        torch.mm(g_nN.mT, a_nK, out=dw_NK)
-    return finish(dw_ENK.float(), recipe)
+    dtype = folded(g_RN.mT, a_RK, recipe.gradient, recipe.activation, recipe)
+    if dtype is not None:
+        g_groups = cast_along_rows(g_RN, sizes, recipe.gradient, dtype)
+        return grouped_outer(g_groups, cast_along_rows(a_RK, sizes, recipe.activation, dtype), recipe)
+    groups = zip(g_RN.split(sizes), a_RK.split(sizes), strict=True)
+    casts = recipe.gradient, recipe.activation
+    return torch.stack([multiply(g_nN.mT, a_nK, *casts, recipe) for g_nN, a_nK in groups])
 
 
-def _folded(a: Tensor, b: Tensor | Quantized, cast_a, cast_b, recipe: Recipe) -> torch.dtype | None:
-    """The dtype of one plain matmul a group, where that is what the recipe comes to."""
-    one = b if b.shape[0] == 0 or len(b.shape) == 2 else _matrices(b)[0]
-    backend = choose_backend(a, one, cast_a, cast_b, recipe)
+def folded(
+    a: Tensor, b: Tensor | Quantized, cast_a: Cast | None, cast_b: Cast | None, recipe: Recipe
+) -> torch.dtype | None:
+    """The dtype of plain matmuls of what the codes mean, if that is what the recipe comes to; else None."""
+    if len(b.shape) == 3 and b.shape[0]:
+        b = _matrices(b)[0]
+    backend = choose_backend(a, b, cast_a, cast_b, recipe)
     return {"fold": torch.float32, "bf16": torch.bfloat16}.get(backend)
 
 
-def _matrices(b_EKN: Tensor | Quantized) -> Sequence[Tensor | Quantized]:
-    if isinstance(b_EKN, Tensor):
-        return b_EKN.unbind()
-    parts = zip(b_EKN.data.unbind(), b_EKN.scale_codes.unbind(), strict=True)
-    return [Quantized(data, scale, b_EKN.fmt, b_EKN.block) for data, scale in parts]
+def grouped_product(a_RK: Tensor, b_EKN: Tensor, sizes: list[int], recipe: Recipe) -> Tensor:
+    """(R, N) float32: plain rows times plain matrices, the result rounded as the recipe says."""
+    y_RN = a_RK.new_empty(len(a_RK), b_EKN.shape[2])
+    for a_nK, b_KN, y_nN in zip(a_RK.split(sizes), b_EKN, y_RN.split(sizes), strict=True):
+        if len(a_nK):
+            torch.mm(a_nK, b_KN, out=y_nN)
+    return y_RN.float() if y_RN.dtype == torch.bfloat16 else finish(y_RN, recipe)
 
 
-def _meaning_of_rows(a_RK: Tensor, sizes: list[int], cast: Cast | None, dtype: torch.dtype) -> Tensor:
+def grouped_outer(g_groups: Sequence[Tensor], a_groups: Sequence[Tensor], recipe: Recipe) -> Tensor:
+    """(E, N, K) float32: gᵀ a of each group's (n, N) and (n, K)."""
+    dw_ENK = g_groups[0].new_zeros(len(g_groups), g_groups[0].shape[1], a_groups[0].shape[1])
+    for g_nN, a_nK, dw_NK in zip(g_groups, a_groups, dw_ENK, strict=True):
+        if len(g_nN):
+            torch.mm(g_nN.mT, a_nK, out=dw_NK)
+    return dw_ENK.float() if dw_ENK.dtype == torch.bfloat16 else finish(dw_ENK, recipe)
+
+
+def row_by_row(cast: Cast | None) -> bool:
+    """Whether a row's cast, contracted along itself, does not depend on other rows."""
+    return cast is None or (cast.block is not None and cast.block[0] == 1)
+
+
+def cast_rows(a_RK: Tensor, sizes: list[int], cast: Cast | None, dtype: torch.dtype) -> Tensor:
     """What the rows are after their cast, contracted along themselves."""
-    if cast is None or (cast.block and cast.block[0] == 1):
+    if row_by_row(cast):
         return meaning(a_RK, cast, -1, dtype)
     return torch.cat([meaning(a_nK, cast, -1, dtype) for a_nK in a_RK.split(sizes)])
 
 
-def _meaning_along_rows(
+def cast_along_rows(
     x_RK: Tensor, sizes: list[int], cast: Cast | None, dtype: torch.dtype
 ) -> Sequence[Tensor]:
     """Each group's rows after a cast whose blocks run along the rows."""
@@ -147,3 +152,10 @@ def _meaning_along_rows(
         x_RK = padded
     groups = meaning(x_RK, cast, -2, dtype).split(room)
     return [group[:size] for group, size in zip(groups, sizes, strict=True)]
+
+
+def _matrices(b_EKN: Tensor | Quantized) -> Sequence[Tensor | Quantized]:
+    if isinstance(b_EKN, Tensor):
+        return b_EKN.unbind()
+    parts = zip(b_EKN.data.unbind(), b_EKN.scale_codes.unbind(), strict=True)
+    return [Quantized(data, scale, b_EKN.fmt, b_EKN.block) for data, scale in parts]

@@ -12,7 +12,15 @@ from minimoe.precision.formats import E4M3, E5M2
 from minimoe.precision.quantize import Quantized
 from minimoe.precision.recipe import Cast
 
-_TILE, _BLOCK = (1, 128), (128, 128)
+# a cast's block: what torch calls such scales
+_SCALING = {
+    (None, None): F.ScalingType.TensorWise,
+    (1, None): F.ScalingType.RowWise,
+    (1, 128): F.ScalingType.BlockWise1x128,
+    (128, 128): F.ScalingType.BlockWise128x128,
+}
+_TENSOR, _ROW, _TILE, _BLOCK = _SCALING
+_BLOCKWISE = ((_TILE, _BLOCK), (_TILE, _TILE), (_BLOCK, _TILE))
 
 
 def obstacle(a_MK: Tensor, b_KN: Tensor | Quantized, cast_a: Cast | None, cast_b: Cast | None) -> str | None:
@@ -21,84 +29,59 @@ def obstacle(a_MK: Tensor, b_KN: Tensor | Quantized, cast_a: Cast | None, cast_b
         return "both operands must be plain tensors that the recipe casts"
     if cast_a.fmt not in (E4M3, E5M2) or cast_b.fmt not in (E4M3, E5M2):
         return f"it multiplies E4M3 and E5M2, not {cast_a.fmt} and {cast_b.fmt}"
-    kinds = _kind(cast_a), _kind(cast_b)
-    if kinds not in (("tensor", "tensor"), ("row", "row"), *_BLOCKWISE):
-        return f"it has no scales for blocks {cast_a.block} with {cast_b.block}"
-    (m, k), n = a_MK.shape, b_KN.shape[1]
-    if m * k * n == 0:
+    blocks = cast_a.block or _TENSOR, cast_b.block or _TENSOR
+    if blocks not in ((_TENSOR, _TENSOR), (_ROW, _ROW), *_BLOCKWISE):
+        return f"it has no scales for blocks {blocks[0]} with {blocks[1]}"
+    if a_MK.numel() * b_KN.numel() == 0:
         return "a size is zero"
-    device = a_MK.device
-    if device.type == "cpu":
-        return "a CPU has it for one scale a tensor or a row only" if kinds in _BLOCKWISE else None
-    if device.type != "cuda" or torch.version.hip:
-        return f"it is not known to run on {device.type}{' under ROCm' if torch.version.hip else ''}"
-    capability = torch.cuda.get_device_capability(device)
+    if a_MK.device.type == "cpu":
+        return "a CPU has it for one scale a tensor or a row only" if blocks in _BLOCKWISE else None
+    if a_MK.device.type != "cuda" or torch.version.hip:
+        return f"it is not known to run on {'ROCm' if torch.version.hip else a_MK.device.type}"
+    return _obstacle_on_cuda(a_MK, b_KN.shape[1], blocks, cast_a.fmt == cast_b.fmt == E5M2)
+
+
+def _obstacle_on_cuda(a_MK: Tensor, n: int, blocks: tuple, both_e5m2: bool) -> str | None:
+    (m, k), capability = a_MK.shape, torch.cuda.get_device_capability(a_MK.device)
     if capability < (8, 9):
         return f"the GPU's compute capability is {capability}, 8-bit matmuls begin at (8, 9)"
-    if cast_a.fmt == cast_b.fmt == E5M2:
+    if both_e5m2:
         return "GPUs do not multiply E5M2 by E5M2"
     if k % 16 or n % 16:
         return f"K ({k}) and N ({n}) must be multiples of 16"
-    if kinds in _BLOCKWISE:
+    if blocks in _BLOCKWISE:
         version = tuple(int(part) for part in (torch.version.cuda or "0").split(".")[:2])
         if capability != (9, 0) or version < (12, 9):
             return f"block scales need Hopper and CUDA 12.9, this is {capability} with {torch.version.cuda}"
-        if k % 128 or n % 128 or m % (4 if kinds[0] == "tile" else 128):
+        if k % 128 or n % 128 or m % (4 if blocks[0] == _TILE else 128):
             return f"sizes {m}x{k}x{n} do not fill its blocks"
     return None
 
 
-_BLOCKWISE = (("tile", "block"), ("tile", "tile"), ("block", "tile"))
-
-
-def hardware_multiply(
-    a_MK: Tensor, b_KN: Tensor | Quantized, cast_a: Cast | None, cast_b: Cast | None
-) -> Tensor:
-    """(M, N) float32. On a GPU block and row scales come with a result in bf16, widened here.
-
-    Raises:
-        ValueError: the machine's matmul cannot do this product.
-    """
-    problem = obstacle(a_MK, b_KN, cast_a, cast_b)
-    if problem or cast_a is None or cast_b is None or isinstance(b_KN, Quantized):
-        raise ValueError(f"backend 'hardware' cannot run here: {problem}; use 'auto' or 'fold'")
+def hardware_multiply(a_MK: Tensor, b_KN: Tensor, cast_a: Cast, cast_b: Cast) -> Tensor:
+    """(M, N) float32 of operands without an ``obstacle``. A GPU's result under row or block scales is rounded
+    to bf16, and widened here."""
+    blocks = cast_a.block or _TENSOR, cast_b.block or _TENSOR
     a, b_NK = cast_a.quantize(a_MK.contiguous(), -1), cast_b.quantize(b_KN.mT.contiguous(), -1)
-    kinds = _kind(cast_a), _kind(cast_b)
-    wide = a_MK.device.type == "cpu" or kinds == ("tensor", "tensor")
-    y_MN = F.scaled_mm(
+    scale_b = _laid_out(b_NK.scale, blocks[1])
+    wide = a_MK.device.type == "cpu" or blocks == (_TENSOR, _TENSOR)
+    return F.scaled_mm(
         a.data,
         b_NK.data.t(),
-        _laid_out(a.scale, kinds[0]),
-        _SCALING[kinds[0]],
-        _laid_out(b_NK.scale, kinds[1]).t()
-        if kinds[1] in ("row", "block")
-        else _laid_out(b_NK.scale, kinds[1]),
-        _SCALING[kinds[1]],
+        _laid_out(a.scale, blocks[0]),
+        _SCALING[blocks[0]],
+        scale_b.t() if blocks[1] in (_ROW, _BLOCK) else scale_b,
+        _SCALING[blocks[1]],
         output_dtype=torch.float32 if wide else torch.bfloat16,
-    )
-    return y_MN.float()
+    ).float()
 
 
-def _kind(cast: Cast) -> str | None:
-    return {(None, None): "tensor", (1, None): "row", _TILE: "tile", _BLOCK: "block"}.get(
-        cast.block or (None, None)
-    )
-
-
-def _laid_out(scale: Tensor, kind: str) -> Tensor:
+def _laid_out(scale: Tensor, block: tuple) -> Tensor:
     """The scales in the order that cuBLAS reads: tiles by rows of the operand, blocks padded to 4 along K."""
-    if kind == "tensor":
+    if block == _TENSOR:
         return scale.reshape(())
-    if kind == "tile":
+    if block == _TILE:
         return scale.t().contiguous().t()
-    if kind == "block":
+    if block == _BLOCK:
         return F.pad(scale, (0, -scale.shape[1] % 4))
     return scale
-
-
-_SCALING = {
-    "tensor": F.ScalingType.TensorWise,
-    "row": F.ScalingType.RowWise,
-    "tile": F.ScalingType.BlockWise1x128,
-    "block": F.ScalingType.BlockWise128x128,
-}

@@ -57,8 +57,9 @@ def quantize_weights_(model: nn.Module) -> nn.Module:
     In place; returns the model. Move the model to its dtype before, not after: codes must not be converted.
     """
     for module in model.modules():
-        if hasattr(module, "quantize_weights_"):
-            module.quantize_weights_()
+        to_codes = getattr(module, "quantize_weights_", None)
+        if callable(to_codes):
+            to_codes()
     return model
 
 
@@ -76,6 +77,7 @@ def hold_codes_(module: nn.Module, name: str, cast: Cast | None) -> None:
 def held(module: nn.Module, name: str, cast: Cast | None) -> Tensor | Quantized:
     """The weight ``name`` of a module, as the parameter or as the codes that it holds."""
     weight = getattr(module, name)
-    if cast is None or isinstance(weight, nn.Parameter):
+    scale = module._buffers.get(name + SCALE)
+    if cast is None or scale is None:
         return weight
-    return Quantized(weight, getattr(module, name + SCALE), cast.fmt, cast.block or (None, None))
+    return Quantized(weight, scale, cast.fmt, cast.block or (None, None))

@@ -31,12 +31,12 @@ def matmul(a_MK: Tensor, b_KN: Tensor | Quantized, recipe: Recipe | str) -> Tens
     The gradient of the result is quantised as the recipe's gradient; b_KN as ``Quantized`` gets none.
 
     Raises:
-        ValueError: the shapes do not fit, or an unknown recipe.
+        ValueError: the shapes do not fit, an unknown recipe, or one that asks for hardware that is not here.
         TypeError: an operand is not of floats.
     """
     recipe = as_recipe(recipe)
     check_operands(a_MK, b_KN)
-    rows = a_MK.reshape(-1, a_MK.shape[-1])
+    rows = a_MK.flatten(0, -2)
     if isinstance(b_KN, Quantized):
         y = multiply(rows, b_KN, recipe.activation, None, recipe).to(a_MK.dtype)
     else:
@@ -70,7 +70,9 @@ def multiply(
     """One product (M, N), float32: operands cast as told, sums and result as the recipe says."""
     backend = choose_backend(a_MK, b_KN, cast_a, cast_b, recipe)
     if backend == "hardware":
-        y_MN = hardware_multiply(a_MK, b_KN, cast_a, cast_b)
+        if problem := obstacle(a_MK, b_KN, cast_a, cast_b):
+            raise ValueError(f"backend 'hardware' cannot do this: {problem}; use 'auto' or 'fold'")
+        y_MN = hardware_multiply(a_MK, b_KN, cast_a, cast_b)  # type: ignore[arg-type]
     elif backend == "blocks":
         y_MN = _blocks(a_MK, b_KN, cast_a, cast_b, recipe)
     else:
@@ -123,7 +125,9 @@ def multiplies_bf16_fast(device: torch.device) -> bool:
     """Whether the processor has instructions for products of bf16 with sums in float32."""
     if device.type != "cpu":
         return device.type == "cuda"
-    has = getattr(torch.cpu, "get_capabilities", dict)()  # not in the oldest torch that is supported
+    if not hasattr(torch.cpu, "get_capabilities"):  # not in the oldest torch that is supported
+        return False
+    has = torch.cpu.get_capabilities()
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 

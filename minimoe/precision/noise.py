@@ -26,7 +26,8 @@ def uniform_at(positions: Tensor, key: Tensor, dtype: torch.dtype) -> Tensor:
     """For each place (int64) a number in [0, 1), a multiple of 2^-24 (float32) or 2^-53 (float64)."""
     bits = 53 if dtype == torch.float64 else 24
     # Multiplications wrap around, which is what the hash wants; the masks make the shifts logical.
-    # The key comes in by xor: torch.compile folds sums and products of an arange into exact integers, too big.
+    # The key comes in by xor: torch.compile would fold sums and products of an arange into integers that no
+    # longer fit.
     z = (positions ^ _mix(key + _GOLDEN)) * _GOLDEN
     return ((_mix(z) >> (64 - bits)) & (2**bits - 1)).to(dtype) * 2.0**-bits
 

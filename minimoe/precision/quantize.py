@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minimoe.precision.decode import decode, decode_finite, encode
+from minimoe.precision.decode import decode, encode
 from minimoe.precision.formats import E4M3, E5M2, Format, as_format
 from minimoe.precision.rounding import round_to
 from minimoe.precision.scales import Scale, check_scale, is_power_of_two, scale_of
@@ -114,7 +114,8 @@ def fake_quantize(
     scale: Scale = "fp32",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """``quantize(x, ...).dequantize(dtype)`` to the bit, without the codes ever being stored."""
+    """``quantize(x, ...).dequantize(dtype)`` without the codes ever being there, and faster. The same numbers
+    to the bit, but for the sign of zeros."""
     fmt = _check(x, fmt, block, scale)
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
     _fill(out, x, fmt, block, scale)
@@ -129,85 +130,102 @@ def _fill(out: Tensor, x: Tensor, fmt: Format, block: Block | None, scale: Scale
         x_BMK = x.reshape(1, x.numel() // max(width, 1), width)
     else:
         x_BMK = x.reshape(math.prod(x.shape[:-2]), x.shape[-2], width)
-    batch, height = x_BMK.shape[:2]
-    sides = block or (None, None)
-    # A side of 0 means an axis of 0; a block larger than the matrix is the matrix.
-    rows, columns = (min(side or size, size) for side, size in zip(sides, x_BMK.shape[1:], strict=True))
-    counts = (*x.shape[:-2], -(-height // max(rows, 1)), -(-width // max(columns, 1)))
+    # A block larger than the matrix is the matrix; a side of 0 belongs to an empty one.
+    sides = zip(block or (None, None), x_BMK.shape[1:], strict=True)
+    rows, columns = (min(side or size, size) for side, size in sides)
+    counts = (*x.shape[:-2], -(-x_BMK.shape[1] // max(rows, 1)), -(-width // max(columns, 1)))
     shape = counts[-x.ndim :] if block and x.ndim else (1,) * x.ndim
     if not x.numel():
         return torch.ones(shape, device=x.device)
-    if height % rows == 0 and rows * width <= CHUNK:
-        x_BMK = x_BMK.reshape(1, batch * height, width)  # no block lies across two: treat them as one
-    matrices = zip(x_BMK, out.view(x_BMK.shape), strict=True)
-    return torch.cat(
-        [_fill_matrix(out_MK, x_MK, fmt, rows, columns, scale) for x_MK, out_MK in matrices]
-    ).view(shape)
+    return _fill_matrices(out.view(x_BMK.shape), x_BMK, fmt, rows, columns, scale).view(shape)
 
 
-def _fill_matrix(out_MK: Tensor, x_MK: Tensor, fmt: Format, rows: int, columns: int, scale: Scale) -> Tensor:
-    """The same for one matrix, in pieces that stay in a core's cache while they are worked on."""
-    height, width = x_MK.shape
-    for axis, (size, side) in enumerate(((height, rows), (width, columns))):
+def _fill_matrices(
+    out_BMK: Tensor, x_BMK: Tensor, fmt: Format, rows: int, columns: int, scale: Scale
+) -> Tensor:
+    """The same for a stack of matrices, in pieces that stay in a core's cache while they are worked on."""
+    batch, height, width = x_BMK.shape
+    for axis, size, side in ((1, height, rows), (2, width, columns)):
         if over := size % side:  # the smaller blocks at the edge by themselves
-            sides = ((rows, columns), (over, columns) if axis == 0 else (rows, over))
-            parts = [t.split((size - over, over), axis) for t in (out_MK, x_MK)]
-            return torch.cat(
-                [_fill_matrix(out, x, fmt, *side, scale) for out, x, side in zip(*parts, sides, strict=True)],
-                axis,
-            )
-    at_once = CHUNK if _eager_on_cpu(x_MK) else height * width
-    if rows == height and rows * width > at_once:  # blocks higher than a piece: their scales first
-        step = max(1, at_once // width)
-        measured = [_amax(_tiles(x, len(x), columns), fmt) for x in x_MK.split(step)]
-        amax_1k = torch.stack([amax for amax, _ in measured]).amax(0)
-        scale_1k, plain = scale_of(amax_1k, fmt, scale), all(plain for _, plain in measured)
-        for x, out in zip(x_MK.split(step), out_MK.split(step), strict=True):
-            _write(_tiles(out, len(x), columns), _tiles(x, len(x), columns), scale_1k, plain, fmt, scale)
-        return scale_1k
-    step = rows * max(1, at_once // (rows * width))
+            parts = (t.split((size - over, over), axis) for t in (out_BMK, x_BMK))
+            sides = ((rows, columns), (over, columns) if axis == 1 else (rows, over))
+            scales = [
+                _fill_matrices(o, x, fmt, s[0], s[1], scale) for o, x, s in zip(*parts, sides, strict=True)
+            ]
+            return torch.cat(scales, axis)
+    at_once = CHUNK if _eager_on_cpu(x_BMK) else x_BMK.numel()
+    axis = 0 if height * width <= at_once else 1
+    if axis == 1 and batch > 1:
+        pairs = zip(out_BMK.split(1), x_BMK.split(1), strict=True)
+        return torch.cat([_fill_matrices(out, x, fmt, rows, columns, scale) for out, x in pairs])
+    known = None
+    step = max(1, at_once // (height * width)) if axis == 0 else rows * max(1, at_once // (rows * width))
+    if axis == 1 and rows == height:  # blocks higher than a piece: their scales first
+        step = rows = max(1, at_once // width)
+        measured = [_amax(_tiles(x, x.shape[1], columns), fmt) for x in x_BMK.split(step, 1)]
+        amax = torch.stack([amax for amax, _ in measured]).amax(0)
+        known = scale_of(amax, fmt, scale), all(plain for _, plain in measured)
     scales = []
-    for x, out in zip(x_MK.split(step), out_MK.split(step), strict=True):
-        tiles = _tiles(x, rows, columns)
-        amax_mk, plain = _amax(tiles, fmt)
-        scales.append(scale_of(amax_mk, fmt, scale))
-        _write(_tiles(out, rows, columns), tiles, scales[-1], plain, fmt, scale)
-    return torch.cat(scales)
+    for out, x in zip(out_BMK.split(step, axis), x_BMK.split(step, axis), strict=True):
+        high = min(rows, x.shape[1])
+        tiles = _tiles(x, high, columns)
+        if known:
+            of_block, plain = known
+        else:
+            amax, plain = _amax(tiles, fmt)
+            of_block = scale_of(amax, fmt, scale)
+            scales.append(of_block)
+        _write(_tiles(out, high, columns), tiles, of_block, plain, fmt, scale)
+    result = known[0] if known else scales[0] if len(scales) == 1 else torch.cat(scales, axis)
+    return result.view(batch, -1, width // columns)
 
 
-def _tiles(x_MK: Tensor, rows: int, columns: int) -> Tensor:
-    """(M / rows, rows, K / columns, columns), a view."""
-    return x_MK.unflatten(1, (-1, columns)).unflatten(0, (-1, rows))
+def _tiles(x_BMK: Tensor, rows: int, columns: int) -> Tensor:
+    """(B, M / rows, rows, K / columns, columns), a view."""
+    batch, height, width = x_BMK.shape
+    return x_BMK.view(batch, height // rows, rows, width // columns, columns)
 
 
 def _amax(tiles: Tensor, fmt: Format) -> tuple[Tensor, bool]:
     """Each block's largest finite magnitude, float32; NaN where the format could not say that not all is
-    finite. And whether all was float32, finite and not huge: then torch's own cast and a shifted scale do
-    exactly what ``round_to`` and the scale would. (Asking makes the host wait; only a CPU is asked.)"""
+    finite. And whether all was float32, finite and not huge: then rounding needs no special cases. (Asking
+    makes the host wait; only a CPU is asked.)"""
+    if _eager_on_cpu(tiles) and tiles.dtype != torch.float64:
+        high, low = tiles, tiles
+        for axis in (2, 4):  # one after the other: both at once is several times slower
+            if tiles.shape[axis] > 1:
+                high, low = high.amax(axis, keepdim=True), low.amin(axis, keepdim=True)
+        amax = torch.maximum(high, -low).float()
+        if amax.max().item() < 2.0**120:
+            return amax, True
     magnitude = tiles.abs()
-    amax = magnitude.amax((1, 3)).float()
-    if _eager_on_cpu(tiles) and tiles.dtype != torch.float64 and bool((amax < 2.0**120).all()):
-        return amax, True
-    amax = torch.where(magnitude < torch.inf, magnitude, 0.0 if fmt.has_nan else torch.nan).amax((1, 3))
+    magnitude = torch.where(magnitude < torch.inf, magnitude, 0.0 if fmt.has_nan else torch.nan)
+    amax = magnitude.amax((2, 4), keepdim=True)
     return amax.clamp_max(torch.finfo(torch.float32).max).float(), False
 
 
-def _write(out: Tensor, tiles: Tensor, scale_mk: Tensor, plain: bool, fmt: Format, rule: Scale) -> None:
+def _write(out: Tensor, tiles: Tensor, scale: Tensor, plain: bool, fmt: Format, rule: Scale) -> None:
     """Round the tiles under their scales, and write what ``out`` is for."""
-    scale = scale_mk[:, None, :, None]
     scaled = tiles / scale  # float32 at least
     as_codes = out.dtype in (fmt.dtype, torch.uint8)
-    if plain and fmt in (E4M3, E5M2):
-        if rule not in ("fp32", "pow2"):  # these two never exceed the largest number by more than rounds off
-            scaled.clamp_(-fmt.max, fmt.max)
-        if as_codes:
-            out.copy_(scaled)
-        else:
-            shifted, power = decode_finite(scaled.to(fmt.dtype), fmt)
-            torch.mul(shifted, scale * power, out=out)
+    if plain and rule not in ("fp32", "pow2"):  # whose largest number exceeds the format's by a rounding
+        scaled.clamp_(-fmt.max, fmt.max)
+    if plain and not as_codes:
+        torch.mul(_round_(scaled, fmt), scale, out=out)
+    elif plain and fmt in (E4M3, E5M2):
+        out.copy_(scaled)  # torch's cast rounds to nearest even; only on overflow its versions differ
     else:
         numbers = round_to(scaled, fmt)
         out.copy_(encode(numbers, fmt) if as_codes else numbers.float() * scale)
+
+
+def _round_(x: Tensor, fmt: Format) -> Tensor:
+    """``round_to`` in place, in fewer passes, of finite float32 numbers in the format's range; the sign of
+    zeros is lost. Adding 1.5 * 2^(e + 23 - m) to a number with exponent e leaves no place for bits below its
+    m-th: the addition rounds them, to nearest even, and the subtraction brings the rest back."""
+    exponent = torch.bitwise_and(x.view(torch.int32), 0x7F800000).clamp_min_((127 + fmt.min_exponent) << 23)
+    large = exponent.add_(((23 - fmt.mantissa_bits) << 23) | 0x400000).view(torch.float32)
+    return x.add_(large).sub_(large)
 
 
 def _eager_on_cpu(x: Tensor) -> bool:

@@ -124,13 +124,16 @@ DEEPSEEK_V3_POW2 = Recipe(
 TENSORWISE = Recipe("tensorwise", Cast(E4M3), Cast(E4M3), Cast(E5M2))
 """One scale a tensor; E4M3 forward, E5M2 for gradients (Micikevicius et al., arXiv 2209.05433)."""
 
-ROWWISE = Recipe("rowwise", Cast(E4M3, (1, None)), Cast(E4M3, (1, None)), Cast(E4M3, (1, None)))
+_ROW = Cast(E4M3, (1, None))
+ROWWISE = Recipe("rowwise", _ROW, _ROW, _ROW)
 """One scale for each row of x and each column of W: for each vector that is contracted."""
 
-MXFP8 = Recipe("mxfp8", *[Cast(E4M3, (1, 32), "ocp")] * 3)
+_MX = Cast(E4M3, (1, 32), "ocp")
+MXFP8 = Recipe("mxfp8", _MX, _MX, _MX)
 """OCP MX 1.0: blocks of 32 along the contracted axis, scales E8M0 by the standard's rule."""
 
-NAIVE = Recipe("naive", *[Cast(E4M3, None, "none")] * 3)
+_UNSCALED = Cast(E4M3, None, "none")
+NAIVE = Recipe("naive", _UNSCALED, _UNSCALED, _UNSCALED)
 """The bad example: E4M3 without any scale."""
 
 FULL = Recipe("full")

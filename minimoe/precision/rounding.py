@@ -8,7 +8,6 @@ Nothing here depends on how a version of torch casts to 8 bits: casts disagree o
 2.11, saturation after it, and of infinities too), and float64 to 8 bits rounds twice.
 """
 
-import math
 from typing import Literal, get_args
 
 import torch
@@ -68,7 +67,7 @@ def round_to(
     noise = None
     if rounding == "stochastic":
         noise = _noise(x, _carrier(x.dtype, fmt), generator, positions)
-    if x.requires_grad and torch.is_grad_enabled():
+    if x.requires_grad:
         return _StraightThrough.apply(x, fmt, rounding, overflow, noise)
     return _round(x, fmt, rounding, overflow, noise)
 
@@ -91,10 +90,7 @@ def _round(x: Tensor, fmt: Format, rounding: Rounding, overflow: Overflow, noise
 def _spacing(x: Tensor, fmt: Format) -> Tensor:
     """The distance between neighbours of ``fmt`` around each element, a power of two."""
     integer, mask, mantissa_bits, bias = _FLOATS[x.dtype]
-    # Held from above too: x may be so large that the power beyond the format's last is all that matters.
-    low = (bias + fmt.min_exponent) << mantissa_bits
-    high = (bias + math.frexp(fmt.max)[1]) << mantissa_bits
-    exponent = (x.view(integer) & mask).clamp(low, high)
+    exponent = (x.view(integer) & mask).clamp_min((bias + fmt.min_exponent) << mantissa_bits)
     return (exponent - (fmt.mantissa_bits << mantissa_bits)).view(x.dtype)
 
 
@@ -134,8 +130,7 @@ def _fits(small: torch.Size, shape: torch.Size) -> bool:
 
 def _carrier(dtype: torch.dtype, fmt: Format) -> torch.dtype:
     """The dtype to compute in: float32 where the smallest spacing is a normal number of it."""
-    narrow = fmt.min_exponent - fmt.mantissa_bits >= -126 and fmt.max < 2.0**120
-    return torch.float32 if narrow and dtype != torch.float64 else torch.float64
+    return torch.float32 if fmt.exponent_bits < 8 and dtype != torch.float64 else torch.float64
 
 
 def _check(x: Tensor, fmt: Format, rounding: str, overflow: str) -> None:

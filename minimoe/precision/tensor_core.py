@@ -94,6 +94,6 @@ def _exponent(x: Tensor) -> Tensor:
 
 
 def _powers(x: Tensor, fmt: Format, dtype: torch.dtype) -> Tensor:
-    """256^(e - 1) for each number's exponent e, 0 for 0; the 1 keeps E4M3's range in the middle of float32."""
+    """256^(e - 1) for each number's exponent e, 0 for 0. The 1 keeps E4M3's range in float32's middle."""
     exponent = _exponent(x.abs()).clamp(fmt.min_exponent, 16)
     return torch.ldexp((x != 0).to(dtype), 8 * (exponent - 1))
