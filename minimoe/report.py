@@ -1,10 +1,11 @@
-"""A comparison on the terminal, drawn from the same plain data that comparison.json holds."""
+"""Tables on the terminal: a comparison, from the same plain data that comparison.json holds, and numbers."""
 
 from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 
+from minimoe.numbers import Numbers
 from minimoe.results import AXES
 
 AXIS_TITLES = {"tokens": "at equal tokens", "flops": "at equal FLOPs", "seconds": "at equal seconds"}
@@ -40,11 +41,21 @@ def print_comparison(data: dict[str, Any], console: Console) -> None:
     console.print(f"\n{data['verdict']}", highlight=False)
 
 
+def print_numbers(numbers: Numbers, console: Console) -> None:
+    """A table and what it says."""
+    table = _table("", numbers.headings)
+    for row in numbers.rows:
+        table.add_row(*row)
+    console.print(numbers.about.replace("*", ""), highlight=False)
+    console.print(table)
+    console.print()
+
+
 def _table(title: str, headings: list[str]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold")
     for heading in headings:
-        side: Literal["left", "right"] = "right" if heading else "left"
-        table.add_column(heading, justify=side, no_wrap=not heading, overflow="fold")
+        side: Literal["left", "right"] = "right" if table.columns else "left"
+        table.add_column(heading, justify=side, no_wrap=not table.columns, overflow="fold")
     return table
 
 

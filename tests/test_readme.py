@@ -11,6 +11,7 @@ from rich.console import Console
 
 from minimoe.compare import PRESETS
 from minimoe.cost import flops_per_token, parameters
+from minimoe.numbers import TABLES, Numbers
 from minimoe.report import print_comparison
 from minimoe.train_config import Balance
 
@@ -69,6 +70,14 @@ def test_the_balance_table_shown_is_the_recorded_one():
     assert sorted(runs) == sorted((method, seed) for method in get_args(Balance) for seed in range(3))
 
 
+def test_the_precision_tables_shown_are_the_recorded_ones():
+    tables = json.loads((ROOT / "docs" / "precision.json").read_text())["tables"]
+    assert [table["name"] for table in tables] == [measure.__name__.replace("_", "-") for measure in TABLES]
+    for table in tables:
+        shown = Numbers(**table).markdown()
+        assert f"<!-- table {table['name']} of docs/precision.json -->\n{shown}\n" in README
+
+
 def test_the_search_shown_is_the_recorded_one():
     search = script("search")
     quick = recorded("search", "quick")
@@ -90,10 +99,11 @@ def test_the_python_examples_run(code):
 
 
 def test_imports_point_one_way():
-    """Nothing in moe/ knows of data, loops, files or the terminal."""
-    for path in (ROOT / "minimoe" / "moe").glob("*.py"):
-        for module in re.findall(r"from (minimoe[\w.]*) import", path.read_text()):
-            assert module.startswith("minimoe.moe"), f"{path.name} imports {module}"
+    """Nothing in moe/ and precision/ knows of data, loops, files or the terminal."""
+    for folder, allowed in (("precision", ("precision",)), ("moe", ("moe", "precision"))):
+        for path in (ROOT / "minimoe" / folder).glob("*.py"):
+            for module in re.findall(r"^from (minimoe[\w.]*) import", path.read_text(), re.M):
+                assert module.startswith(tuple(f"minimoe.{name}" for name in allowed)), (path.name, module)
 
 
 @pytest.mark.parametrize("name", ["train-step", "moe-layer"])

@@ -9,7 +9,9 @@ Nothing in here knows of data, loops or files.
 """
 
 from minimoe.precision.accumulate import Accumulator
+from minimoe.precision.bounds import bound
 from minimoe.precision.decode import decode, encode
+from minimoe.precision.error import decompose, measure_error
 from minimoe.precision.formats import (
     BF16,
     E2M1,
@@ -78,11 +80,14 @@ __all__ = [
     "Recipe",
     "as_format",
     "as_recipe",
+    "bound",
     "decode",
+    "decompose",
     "encode",
     "fake_quantize",
     "grouped_matmul",
     "matmul",
+    "measure_error",
     "quantize",
     "quantize_weights_",
     "round_to",

@@ -42,7 +42,8 @@ def tensor_core_sum(
     # 33 terms below 2^(fraction_bits + 2) are added exactly in float32 up to 16 bits, beyond that in float64
     dtype = torch.float32 if fraction_bits <= 16 else torch.float64
     ragged = -a_MK.shape[1] % AT_ONCE
-    a, b = F.pad(a_MK, (0, ragged)).to(dtype), F.pad(b_KN, (0, 0, 0, ragged)).to(dtype)
+    a = F.pad(a_MK, (0, ragged)).to(dtype).contiguous()
+    b = F.pad(b_KN, (0, 0, 0, ragged)).to(dtype).contiguous()  # the steps run along N
     small = all(fmt.min_exponent >= -8 and fmt.exponent_bits <= 4 for fmt in formats)  # 256^e fits float32
     wide = torch.float32 if small else torch.float64
     powers_a, powers_b = (_powers(x, fmt, wide) for x, fmt in zip((a, b), formats, strict=True))

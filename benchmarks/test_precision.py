@@ -1,0 +1,139 @@
+"""8 bits on this machine: rounding, decoding, quantising, multiplying, summing, each against the usual way.
+
+    pytest benchmarks/test_precision.py --benchmark-enable --benchmark-only -s
+
+One thread, float32. Each case takes turns with its baseline; the figure is the baseline's time over the
+case's, so above 1 is faster than the baseline. Compiled cases are torch.compile of the same function.
+
+Expected: rounding and decoding are bound by memory once compiled, and torch's cast is not; quantising reads
+four bytes a number and writes one, so about a copy; a scaled matmul is a matmul and two passes over its
+operands; in bf16, where the processor has it, half a matmul.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from minimoe.compare import PRESETS
+from minimoe.model import GPT
+from minimoe.precision import (
+    DEEPSEEK_V3,
+    DEEPSEEK_V3_POW2,
+    E4M3,
+    MXFP8,
+    TENSORWISE,
+    Accumulator,
+    decode,
+    matmul,
+    quantize,
+    quantize_weights_,
+    round_to,
+)
+from minimoe.precision.matmul import multiplies_bf16_fast
+from minimoe.timing import interleaved_seconds
+
+MILLION = 1 << 20
+CPU = torch.device("cpu")
+
+
+def rounding(compiled: bool) -> dict[str, Callable[[], object]]:
+    x = torch.randn(MILLION)
+
+    def ours(x):
+        return round_to(x, E4M3)
+
+    ours = torch.compile(ours, fullgraph=True) if compiled else ours
+    assert torch.equal(ours(x), x.to(torch.float8_e4m3fn).float())
+    return {"cast there and back": lambda: x.to(torch.float8_e4m3fn).float(), "case": lambda: ours(x)}
+
+
+def decoding(compiled: bool) -> dict[str, Callable[[], object]]:
+    codes = torch.randn(MILLION).to(torch.float8_e4m3fn)
+
+    def ours(codes):
+        return decode(codes, E4M3)
+
+    ours = torch.compile(ours, fullgraph=True) if compiled else ours
+    assert torch.equal(ours(codes), codes.float())
+    return {"cast": lambda: codes.float(), "case": lambda: ours(codes)}
+
+
+def quantising(block) -> dict[str, Callable[[], object]]:
+    x, out = torch.randn(4096, 4096), torch.empty(4096, 4096)
+    return {"copy": lambda: out.copy_(x), "case": lambda: quantize(x, E4M3, block)}
+
+
+def product(recipe) -> dict[str, Callable[[], object]]:
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    return {"float32 matmul": lambda: a @ b, "case": lambda: matmul(a, b, recipe)}
+
+
+def tensor_core(compiled: bool) -> dict[str, Callable[[], object]]:
+    mmaemu = pytest.importorskip("mmaemu")
+    a, b = (torch.rand(256, 4096).to(torch.float8_e4m3fn) for _ in range(2))
+    one = torch.ones(())
+
+    def theirs():
+        return mmaemu.scaled_mm(a, b.T, one, one, out_dtype=torch.float32, use_fast_accum=True)
+
+    wide_a, wide_b = a.float(), b.float().T
+
+    def ours():
+        return Accumulator.tensor_core().matmul(wide_a, wide_b, compiled=compiled)
+
+    assert torch.equal(ours(), theirs())
+    return {"mmaemu": theirs, "case": ours}
+
+
+CASES: dict[str, tuple[Callable[..., dict], object]] = {
+    "round_to E4M3": (rounding, False),
+    "round_to E4M3, compiled": (rounding, True),
+    "decode E4M3": (decoding, False),
+    "decode E4M3, compiled": (decoding, True),
+    "quantize 1x128, 4096x4096": (quantising, (1, 128)),
+    "quantize 128x128, 4096x4096": (quantising, (128, 128)),
+    "quantize tensor, 4096x4096": (quantising, None),
+    "matmul deepseek-v3, 2048^3": (product, DEEPSEEK_V3),
+    "matmul deepseek-v3-pow2, 2048^3": (product, DEEPSEEK_V3_POW2),
+    "matmul tensorwise, 2048^3": (product, TENSORWISE),
+    "matmul mxfp8, 2048^3": (product, MXFP8),
+    "tensor core 256x4096x256": (tensor_core, False),
+    "tensor core 256x4096x256, compiled": (tensor_core, True),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.usefixtures("kept_memory")
+def test_speed(benchmark, rounds, case):
+    torch.set_num_threads(1)
+    make, argument = CASES[case]
+    tasks = make(argument)
+    baseline = next(iter(tasks))
+    benchmark.group = f"{make.__name__}, against {baseline}, float32, 1 thread"
+    seconds = interleaved_seconds(tasks, CPU, rounds=rounds)
+    ratio = seconds[baseline] / seconds["case"]
+    benchmark.extra_info.update(faster_than=baseline, ratio=ratio, bf16=multiplies_bf16_fast(CPU))
+    milliseconds = {name: f"{value * 1e3:8.2f} ms" for name, value in seconds.items()}
+    print(
+        f"\n{case:36} {milliseconds['case']}  {baseline:20} {milliseconds[baseline]}  {ratio:6.2f}x as fast"
+    )
+    benchmark.pedantic(tasks["case"], rounds=max(rounds // 2, 1), warmup_rounds=0)
+
+
+@pytest.mark.parametrize("model", ["dense-active", "moe"])
+def test_bytes_of_a_quantised_model(benchmark, model):
+    """The standard preset's weights: float32, bf16, and V3's codes with their scales."""
+    config = PRESETS["standard"].models()[model]
+    full = sum(p.nbytes for p in GPT(config).parameters())
+    low = GPT(type(config)(**{**vars(config), "precision": "deepseek-v3"}))
+    quantize_weights_(low)
+    tensors = [*low.parameters(), *(b for name, b in low.named_buffers() if name not in ("cos", "sin"))]
+    codes = sum(t.nbytes for t in tensors)
+    benchmark.group = "bytes of a model"
+    benchmark.extra_info.update(float32=full, bf16=full // 2, codes=codes)
+    print(
+        f"\n{model:14} float32 {full / 1e6:6.2f} MB  bf16 {full / 2e6:6.2f} MB  codes {codes / 1e6:6.2f} MB"
+    )
+    assert codes < 0.35 * full  # embedding, norms and gate stay as they are
+    benchmark.pedantic(lambda: quantize_weights_(low), rounds=1)
