@@ -17,8 +17,7 @@ with no more than the probability ``failure``. Operands: lambda sqrt(sum over k 
 (Higham and Mary, SIAM J. Sci. Comput. 41(5), 2019; Ipsen and Zhou, arXiv 1906.11812). What has no mean 0
 stays deterministic:
 
-- the errors of numbers beyond the format's largest and below its smallest, which all have one sign, or two
-  sides of different sizes;
+- the errors of numbers beyond the format's largest or below its smallest, which do not even out;
 - 16-bit sums rounded to nearest: a large sum swallows small terms one after another, and if these have one
   sign sqrt(K) does not cover it. Rounded at random, errors do have mean 0 (Connolly, Higham, Mary, SIAM J.
   Sci. Comput. 43(1), 2021);
