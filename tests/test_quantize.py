@@ -128,6 +128,7 @@ def test_transposed_codes_mean_the_transpose():
         q = quantize(x, E4M3, block)
         assert torch.equal(q.mT.dequantize(), q.dequantize().T)
         assert torch.equal(q.mT.scale, q.scale.mT)
+        assert q.mT.block == (block and block[::-1])
 
 
 @pytest.mark.parametrize("fmt", EIGHT_BITS, ids=str)
