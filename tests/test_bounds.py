@@ -159,7 +159,8 @@ def test_bounds_hold_for_quantized_weights(kind):
         codes = quantize(b, E4M3, (128, 128), scale)
         assert check(a, codes, DEEPSEEK_V3, kind) == 180
         assert check(a, codes, DEEPSEEK_V3_POW2, kind) == 180
-        assert check(a, codes, DEEPSEEK_V3_POW2.with_(backend="bf16"), kind) == 180
+        if scale == "pow2":  # otherwise the backend refuses them
+            assert check(a, codes, DEEPSEEK_V3_POW2.with_(backend="bf16"), kind) == 180
         less = bound(a, codes, DEEPSEEK_V3, kind) < bound(a, b, DEEPSEEK_V3, kind)
         assert less.double().mean() > 0.99
 

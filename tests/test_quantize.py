@@ -192,6 +192,17 @@ def test_one_bad_number_spares_the_other_127(fmt, bad):
     assert torch.equal(fake_quantize(x, fmt, (1, 128))[1], y[1])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_dtypes_keep_what_is_not_finite(dtype):
+    x = torch.randn(2, 256).bfloat16().to(dtype)
+    x[0, 3], x[1, 7] = torch.inf, torch.nan
+    for block in (None, (1, 128)):
+        expected = fake_quantize(x.float(), E4M3, block)
+        torch.testing.assert_close(fake_quantize(x, E4M3, block), expected, rtol=0, atol=0, equal_nan=True)
+    huge = torch.full((1, 128), 1e300, dtype=torch.float64)
+    assert (quantize(huge, E4M3).data.float() == 448).all()
+
+
 def test_a_format_without_nan_says_so_in_the_scale():
     x = torch.randn(2, 64)
     x[0, 40] = torch.nan

@@ -140,9 +140,19 @@ def test_blocks_promote_each_tile_into_float32_under_its_scales():
     for i, k in enumerate(range(0, 300, 128)):
         tile = slice(k, k + 128)
         part = Accumulator.tensor_core().matmul(qa.data.float()[:, tile], qb.data.float()[tile])
-        total += part * (qa.scale[:, i : i + 1] * qb.scale[i])
+        total += (part.double() * qa.scale[:, i : i + 1] * qb.scale[i]).float()
     assert torch.equal(matmul(a, b, recipe), total)
     assert not torch.equal(total, matmul(a, b, DEEPSEEK_V3))
+
+
+def test_extreme_scales_do_not_meet_each_other():
+    """1e22 and 1e22 never meet in a product, but their blocks' scales do."""
+    a, b = torch.zeros(1, 2), torch.zeros(2, 1)
+    a[0, 0], b[1, 0] = 1e22, 1e22
+    tiny = torch.full((1, 128), 1e-20), torch.full((128, 1), 1e-18)
+    for one, other in ((a, b), tiny):
+        fold, blocks = (matmul(one, other, DEEPSEEK_V3.with_(backend=how)) for how in ("fold", "blocks"))
+        torch.testing.assert_close(blocks, fold, rtol=1e-6, atol=0)
 
 
 def test_bf16_multiplies_what_powers_of_two_make_exact():
@@ -155,6 +165,9 @@ def test_bf16_multiplies_what_powers_of_two_make_exact():
     assert torch.equal(matmul(a, b, DEEPSEEK_V3_POW2), fast) or not multiplies_bf16_fast(a.device)
     with pytest.raises(ValueError, match="deepseek-v3 has not; take 'fold'"):
         DEEPSEEK_V3.with_(backend="bf16")
+    codes = quantize(b, E4M3, (128, 128))  # scales in float32
+    with pytest.raises(ValueError, match="not exact in bf16; take 'fold'"):
+        matmul(a, codes, DEEPSEEK_V3_POW2.with_(backend="bf16"))
 
 
 @pytest.mark.parametrize("recipe", [TENSORWISE, ROWWISE], ids=lambda recipe: recipe.name)

@@ -103,6 +103,11 @@ def choose_backend(
     a_MK: Tensor, b_KN: Tensor | Quantized, cast_a: Cast | None, cast_b: Cast | None, recipe: Recipe
 ) -> Backend:
     """The recipe's backend, or the fastest that computes what the recipe says."""
+    exact = _exact_in_bf16(a_MK, cast_a) and _exact_in_bf16(b_KN, cast_b)
+    if recipe.backend == "bf16" and not exact:
+        raise ValueError(
+            "backend 'bf16' would round these operands, which are not exact in bf16; take 'fold'"
+        )
     if recipe.backend != "auto":
         return recipe.backend
     if recipe.accumulator != Accumulator.fp32():
@@ -110,7 +115,6 @@ def choose_backend(
     # A GPU's own sums are not kept in float32 throughout; but they are what the recipe is meant to run on.
     if a_MK.device.type == "cuda" and obstacle(a_MK, b_KN, cast_a, cast_b) is None:
         return "hardware"
-    exact = _exact_in_bf16(a_MK, cast_a) and _exact_in_bf16(b_KN, cast_b)
     return "bf16" if recipe.output == BF16 and exact and multiplies_bf16_fast(a_MK.device) else "fold"
 
 
@@ -145,7 +149,8 @@ def _blocks(
         within = slice(start, start + side)
         partial = recipe.accumulator.matmul(codes_a[:, within], codes_b[within], formats=(fmt_a, fmt_b))
         i, j = (start // s if s else 0 for s in (side_a, side_b))
-        total += partial * (scale_a[:, i, None] * scale_b[j])
+        # in float64: neither the scales' product nor one scale with the sum may overflow by itself
+        total += (partial.double() * scale_a[:, i, None] * scale_b[j]).float()
     return total
 
 

@@ -95,7 +95,8 @@ def quantize(x: Tensor, fmt: Format | str, block: Block | None = None, scale: Sc
         scale: ``fp32``, ``pow2`` (rounded up to a power of two), or see ``scales``.
 
     A block of zeros has scale 1. Scales are at least 2^-126, so an amax below about 1e-35 uses fewer of the
-    format's codes instead of overflowing.
+    format's codes instead of overflowing. Within a rounding of float32's largest number, a code can mean
+    more than float32 holds, and comes back infinite.
 
     Raises:
         ValueError: an unknown format or scale, a format of more than 8 bits, a block that is not positive.
@@ -201,7 +202,9 @@ def _amax(tiles: Tensor, fmt: Format) -> tuple[Tensor, bool]:
     magnitude = tiles.abs()
     magnitude = torch.where(magnitude < torch.inf, magnitude, 0.0 if fmt.has_nan else torch.nan)
     amax = magnitude.amax((2, 4), keepdim=True)
-    return amax.clamp_max(torch.finfo(torch.float32).max).float(), False
+    if amax.dtype == torch.float64:
+        amax = amax.clamp_max(torch.finfo(torch.float32).max)
+    return amax.float(), False
 
 
 def _write(out: Tensor, tiles: Tensor, scale: Tensor, plain: bool, fmt: Format, rule: Scale) -> None:

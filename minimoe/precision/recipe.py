@@ -56,7 +56,8 @@ class Cast:
 
     @property
     def exact_in_bf16(self) -> bool:
-        """Whether what the codes mean is always a bf16: few mantissa bits under a power of two."""
+        """Whether what the codes mean is a bf16: few mantissa bits under a power of two. (Below 1e-38, where
+        bf16 has fewer bits and some processors none, it may not be.)"""
         return is_power_of_two(self.scale) and self.fmt.mantissa_bits <= BF16.mantissa_bits
 
 
@@ -67,7 +68,8 @@ class Recipe:
     Args:
         name: for people.
         activation, weight, gradient: how each kind of operand is cast; None leaves it as it is.
-        accumulator: how sums are kept. Other than float32 they are emulated, sum by sum, and slow.
+        accumulator: how sums are kept. Other than float32 they are emulated, sum by sum, and slow; stochastic
+            ones draw from torch's global generator.
         output: the format that the result is rounded to, None for float32.
         backend: ``fold``, one float32 matmul of what the codes mean; ``bf16``, the same in bf16 with sums in
             float32, for scales that are powers of two (exact in bf16) and an ``output`` of BF16; ``blocks``,
