@@ -12,9 +12,11 @@ from minimoe.moe import MoE, route
 from minimoe.moe.quantized import composed, quantized_experts
 from minimoe.precision import (
     DEEPSEEK_V3,
+    E5M2,
     MXFP8,
     RECIPES,
     Accumulator,
+    Cast,
     Linear,
     matmul,
     quantize_weights_,
@@ -79,12 +81,14 @@ def experts_by_hand(x, gate_up, down, weights, ids, recipe):
     return y
 
 
-@pytest.mark.parametrize("name", RECIPES)
+E5M2_GRADIENTS = replace(DEEPSEEK_V3, name="E5M2 gradients", gradient=Cast(E5M2, (1, 128)))
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES.values(), E5M2_GRADIENTS], ids=lambda recipe: recipe.name)
 @pytest.mark.parametrize(("dim", "width", "n_experts", "tokens"), [(64, 32, 8, 100), (192, 160, 5, 300)])
-def test_experts_equal_matmuls_expert_by_expert(name, dim, width, n_experts, tokens):
+def test_experts_equal_matmuls_expert_by_expert(recipe, dim, width, n_experts, tokens):
     """Forward and every gradient, from a random upstream one. The short way rounds the activation's slope
     otherwise than autograd, which can move a number to the next code: a few, not all."""
-    recipe = RECIPES[name]
     x = torch.randn(tokens, dim, requires_grad=True)
     gate_up = (torch.randn(n_experts, 2 * width, dim) / dim**0.5).requires_grad_()
     down = (torch.randn(n_experts, dim, width) / width**0.5).requires_grad_()

@@ -193,6 +193,8 @@ def test_hardware_that_is_not_here_is_refused_with_the_reason():
         matmul(a, a, DEEPSEEK_V3.with_(backend="hardware"))
     with pytest.raises(ValueError, match=r"no scales for blocks \(1, 32\) with \(1, 32\)"):
         matmul(a, a, MXFP8.with_(backend="hardware"))
+    with pytest.raises(ValueError, match="a size is zero"):
+        matmul(a[:0], a, TENSORWISE.with_(backend="hardware"))
     with pytest.raises(ValueError, match="plain tensors that the recipe casts"):
         matmul(a, a, FULL.with_(backend="hardware"))
 

@@ -65,8 +65,7 @@ def _step(sum_MN: Tensor, a_Mk: Tensor, b_kN: Tensor, largest_MN: Tensor, fracti
     unit_MN = ((exponent.clamp_min(-64) - fraction_bits + bias) << mantissa_bits).view(sum_MN.dtype)
     units_MN = _units(a_Mk, b_kN, unit_MN) + torch.div(sum_MN, unit_MN, rounding_mode="trunc")
     keep = -1 << (mantissa_bits - min(fraction_bits, 23))  # what leaves the core is a float32
-    result = ((units_MN * unit_MN).view(integer) & keep).view(sum_MN.dtype)
-    return torch.where(result == 0, 0.0, result)  # never -0
+    return ((units_MN * unit_MN).view(integer) & keep).view(sum_MN.dtype)  # -0 + 0 is 0: never -0
 
 
 def _units(a_Mk: Tensor, b_kN: Tensor, unit_MN: Tensor) -> Tensor:
