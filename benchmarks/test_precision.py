@@ -1,4 +1,4 @@
-"""8 bits on this machine: rounding, decoding, quantising, multiplying, summing, each against the usual way.
+"""8 bits on this machine: rounding, decoding, quantising and multiplying, each against the usual way.
 
     pytest benchmarks/test_precision.py --benchmark-enable --benchmark-only -s
 
@@ -23,7 +23,6 @@ from minimoe.precision import (
     E4M3,
     MXFP8,
     TENSORWISE,
-    Accumulator,
     decode,
     matmul,
     quantize,
@@ -69,23 +68,6 @@ def product(recipe) -> dict[str, Callable[[], object]]:
     return {"float32 matmul": lambda: a @ b, "case": lambda: matmul(a, b, recipe)}
 
 
-def tensor_core(compiled: bool) -> dict[str, Callable[[], object]]:
-    mmaemu = pytest.importorskip("mmaemu")
-    a, b = (torch.rand(256, 4096).to(torch.float8_e4m3fn) for _ in range(2))
-    one = torch.ones(())
-
-    def theirs():
-        return mmaemu.scaled_mm(a, b.T, one, one, out_dtype=torch.float32, use_fast_accum=True)
-
-    wide_a, wide_b = a.float(), b.float().T
-
-    def ours():
-        return Accumulator.tensor_core().matmul(wide_a, wide_b, compiled=compiled)
-
-    assert torch.equal(ours(), theirs())
-    return {"mmaemu": theirs, "case": ours}
-
-
 CASES: dict[str, tuple[Callable[..., dict], object]] = {
     "round_to E4M3": (rounding, False),
     "round_to E4M3, compiled": (rounding, True),
@@ -98,8 +80,6 @@ CASES: dict[str, tuple[Callable[..., dict], object]] = {
     "matmul deepseek-v3-pow2, 2048^3": (product, DEEPSEEK_V3_POW2),
     "matmul tensorwise, 2048^3": (product, TENSORWISE),
     "matmul mxfp8, 2048^3": (product, MXFP8),
-    "tensor core 256x4096x256": (tensor_core, False),
-    "tensor core 256x4096x256, compiled": (tensor_core, True),
 }
 
 

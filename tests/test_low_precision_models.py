@@ -133,6 +133,17 @@ def test_a_layer_under_a_recipe_keeps_its_gate_and_names():
     assert low.experts.gate_up_proj_scale_inv.shape == (8, 1, 1)
 
 
+def test_autocast_does_not_touch_what_a_recipe_does():
+    """It would run the matmul of what the codes mean in bf16."""
+    moe, layer, x = MoE(64, 32, 8, 2, recipe="deepseek-v3"), Linear(64, 32), torch.randn(50, 64)
+    routing = moe.gate(x)
+    plain = layer(x), moe.experts(x, routing)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = layer(x), moe.experts(x, routing)
+    for one, other in zip(plain, cast, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_no_token_no_trouble():
     low = MoE(64, 32, 8, 2, recipe="deepseek-v3")
     x = torch.zeros(0, 64, requires_grad=True)

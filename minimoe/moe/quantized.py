@@ -41,7 +41,8 @@ def quantized_experts(
     apart = row_by_row(recipe.activation) and row_by_row(recipe.gradient)
     if not learns or dtype is None or not apart:
         return composed(x_TD, gate_up, down, weights_TK, ids_TK, recipe)
-    return _QuantizedExperts.apply(x_TD, gate_up, down, weights_TK, ids_TK, recipe, dtype)
+    with torch.autocast(x_TD.device.type, enabled=False):
+        return _QuantizedExperts.apply(x_TD, gate_up, down, weights_TK, ids_TK, recipe, dtype)
 
 
 def composed(

@@ -12,6 +12,7 @@
 All outputs are worked on at once; only K is walked along. Dimensions: M, N of the product, K contracted.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -77,6 +78,7 @@ class Accumulator:
         """What each partial sum is rounded to; None for the tensor core, which has no format of its own."""
         return _16_BITS[self.kind][0] if self.kind in _16_BITS else FP32 if self.kind == "fp32" else None
 
+    @torch.no_grad()
     def matmul(
         self,
         a_MK: Tensor,
@@ -89,12 +91,14 @@ class Accumulator:
         """a_MK @ b_KN with sums kept this way -> (..., M, N) float32.
 
         Args:
-            a_MK, b_KN: (..., M, K) and (..., K, N) floats that are numbers of ``formats`` (not checked).
+            a_MK, b_KN: (..., M, K) and (..., K, N) floats that are numbers of ``formats`` (not checked). No
+                gradient passes.
             formats: of a and b. The tensor core lines up by their exponents, which it knows to be at least
                 the format's smallest; and they say whether products fit into float32.
             generator: of stochastic rounding, see ``round_to``.
-            compiled: run the tensor core's steps through torch.compile: the same bits several times faster,
-                after seconds of compiling. Without a C++ compiler they run as they are.
+            compiled: run the tensor core's steps through torch.compile: the same bits about six times faster,
+                after up to ten seconds of compiling in each process. Results of less than 128 x 128 numbers
+                are left as they are; all are, with a warning, where there is no C++ compiler.
 
         A sum beyond fp16's 65504 becomes infinite, as it would; NaN and infinities pass through.
 
@@ -103,50 +107,68 @@ class Accumulator:
             TypeError: not floats.
         """
         _check(a_MK, b_KN)
-        if a_MK.ndim > 2 or b_KN.ndim > 2:
-            lead = torch.broadcast_shapes(a_MK.shape[:-2], b_KN.shape[:-2])
-            a_BMK = a_MK.expand(*lead, *a_MK.shape[-2:]).flatten(0, -3)
-            b_BKN = b_KN.expand(*lead, *b_KN.shape[-2:]).flatten(0, -3)
-            one = [
-                self.matmul(a, b, formats=formats, generator=generator, compiled=compiled)
-                for a, b in zip(a_BMK, b_BKN, strict=True)
-            ]
-            shape = (*lead, a_MK.shape[-2], b_KN.shape[-1])
-            return torch.stack(one).view(shape) if one else a_MK.new_zeros(shape, dtype=torch.float32)
-        total_MN = a_MK.new_zeros(a_MK.shape[0], b_KN.shape[1], dtype=torch.float32)
-        depth = a_MK.shape[1]
-        every = min(self.promote_every or depth, depth)
-        for start in range(0, depth, every or 1):
-            a, b = a_MK[:, start : start + every], b_KN[start : start + every]
-            if self.kind == "tensor_core":
-                part_MN = tensor_core_sum(a, b, self.fraction_bits, formats, compiled)
-            elif self.kind == "fp32":
-                part_MN = a.float() @ b.float()
+        if isinstance(generator, int):  # one stream for all additions: a seed would start each of them anew
+            generator = torch.Generator().manual_seed(generator)
+        lead = torch.broadcast_shapes(a_MK.shape[:-2], b_KN.shape[:-2])
+        y = a_MK.new_empty(*lead, a_MK.shape[-2], b_KN.shape[-1], dtype=torch.float32)
+        a_BMK, b_BKN, y_BMN = (
+            x.expand(*lead, *x.shape[-2:]).reshape(math.prod(lead), *x.shape[-2:]) for x in (a_MK, b_KN, y)
+        )
+        with torch.autocast(
+            a_MK.device.type, enabled=False
+        ):  # it would make the matmuls in here 16 bits wide
+            for a, b, out in zip(a_BMK, b_BKN, y_BMN, strict=True):
+                out.copy_(self._sum(a, b, formats, generator, compiled))
+        return y
+
+    def _sum(
+        self, a_MK: Tensor, b_KN: Tensor, formats: tuple[Format, Format], generator, compiled: bool
+    ) -> Tensor:
+        if self.kind == "tensor_core":
+            return tensor_core_sum(a_MK, b_KN, self.fraction_bits, formats, self.promote_every, compiled)
+        total_MN = a_MK.new_zeros(len(a_MK), b_KN.shape[1], dtype=torch.float32)
+        every = self.promote_every or max(1, len(b_KN))
+        for a, b in zip(a_MK.split(every, 1), b_KN.split(every), strict=True):
+            if self.kind == "fp32":
+                total_MN += a.float() @ b.float()
             else:
-                part_MN = self._sequential(a, b, formats, generator)
-            total_MN = part_MN if depth <= every else total_MN + part_MN
+                total_MN += self._rounded(a, b, formats, generator)
         return total_MN
 
-    def _sequential(self, a_MK: Tensor, b_KN: Tensor, formats: tuple[Format, Format], generator) -> Tensor:
+    def _rounded(self, a_MK: Tensor, b_KN: Tensor, formats: tuple[Format, Format], generator) -> Tensor:
         """s = round(s + a_k b_k), k after k, each rounded once."""
         fmt, dtype = _16_BITS[self.kind]
-        # Products of up to 12 bits added to a sum of up to 11 come out of float32 either exact or so much
-        # smaller than the sum that neither rounding notices them. Wider ones need float64.
-        narrow = sum(f.mantissa_bits + 1 for f in formats) <= 12 and all(
-            f.exponent_bits <= 5 for f in formats
-        )
+        # Two numbers of t bits may be added in 2 t + 2 bits before the sum is rounded to t (Figueroa, SIGNUM
+        # Newsletter 30(3), 1995): float32's 24 do for fp16's 11, if products have no more than t bits either.
+        # Their exponents must be FP8's, so that sums too small to be normal in fp16 are exact.
+        narrow = sum(f.mantissa_bits + 1 for f in formats) <= fmt.mantissa_bits + 1
+        narrow = narrow and all(f.exponent_bits <= 5 for f in formats)
         carrier = torch.float32 if narrow else torch.float64
+        add = torch.add if narrow else _add_to_odd
         a_MK, b_KN = a_MK.to(carrier), b_KN.to(carrier)
         sum_MN = a_MK.new_zeros(len(a_MK), b_KN.shape[1])
         for a_M, b_N in zip(a_MK.T, b_KN, strict=True):
-            sum_MN = torch.addcmul(sum_MN, a_M[:, None], b_N)
+            sum_MN = add(sum_MN, a_M[:, None] * b_N)
             if narrow and self.rounding == "nearest":
                 sum_MN = sum_MN.to(dtype).to(carrier)
             else:
                 sum_MN = round_to(sum_MN, fmt, rounding=self.rounding, overflow="inf", generator=generator)
-                if isinstance(generator, int):
-                    generator += 1  # the next addition has other noise
         return sum_MN.float()
+
+
+def _add_to_odd(s: Tensor, p: Tensor) -> Tensor:
+    """s + p in float64; where that is not exact, of its two neighbours the one with an odd last bit.
+
+    The exact sum can be a hair beside the middle of two 16-bit numbers (p halfway, s tiny). float64 rounds it
+    onto the middle, where a second rounding goes to even, maybe to the wrong side. An odd last bit is never
+    in the middle, and on the right side of it (Boldo and Melquiond, IEEE Trans. Comput. 57(4), 2008).
+    """
+    total = s + p
+    back = total - s
+    lost = (s - (total - back)) + (p - back)  # exact (Knuth's two-sum); NaN where the total is not finite
+    beside = torch.nextafter(total, torch.full_like(total, torch.inf).copysign(lost))
+    even = total.view(torch.int64) & 1 == 0
+    return torch.where((lost.abs() > 0) & even, beside, total)
 
 
 def _check(a: Tensor, b: Tensor) -> None:

@@ -48,9 +48,10 @@ def grouped_matmul(
             f"at the number of rows of a {tuple(a_RK.shape)}"
         )
     sizes = [end - start for start, end in pairwise(ends)]
-    if isinstance(b_EKN, Quantized):
-        return _rows(a_RK, b_EKN, sizes, recipe.activation, None, recipe).to(a_RK.dtype)
-    return _GroupedMatmul.apply(a_RK, b_EKN, sizes, recipe)
+    with torch.autocast(a_RK.device.type, enabled=False):
+        if isinstance(b_EKN, Quantized):
+            return _rows(a_RK, b_EKN, sizes, recipe.activation, None, recipe).to(a_RK.dtype)
+        return _GroupedMatmul.apply(a_RK, b_EKN, sizes, recipe)
 
 
 class _GroupedMatmul(torch.autograd.Function):

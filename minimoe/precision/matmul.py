@@ -37,10 +37,11 @@ def matmul(a_MK: Tensor, b_KN: Tensor | Quantized, recipe: Recipe | str) -> Tens
     recipe = as_recipe(recipe)
     check_operands(a_MK, b_KN)
     rows = a_MK.flatten(0, -2)
-    if isinstance(b_KN, Quantized):
-        y = multiply(rows, b_KN, recipe.activation, None, recipe).to(a_MK.dtype)
-    else:
-        y = _Matmul.apply(rows, b_KN, recipe)
+    with torch.autocast(a_MK.device.type, enabled=False):  # it would multiply in 16 bits what is meant for 32
+        if isinstance(b_KN, Quantized):
+            y = multiply(rows, b_KN, recipe.activation, None, recipe).to(a_MK.dtype)
+        else:
+            y = _Matmul.apply(rows, b_KN, recipe)
     return y.view(*a_MK.shape[:-1], b_KN.shape[-1])
 
 

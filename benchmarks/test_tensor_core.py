@@ -1,0 +1,84 @@
+"""A tensor core's sums against mmaemu's, which are the same bits.
+
+    pytest benchmarks/test_tensor_core.py --benchmark-enable --benchmark-only -s
+
+One thread, E4M3 numbers, M = N = 256, K = 4096. Theirs is what a user of mmaemu calls on a CPU,
+``mmaemu.accumulate`` with its hopper profile (without promotion: ``use_fast_accum``); and its reference for a
+single sum, ``dot``, which is given a few rows and counted per row. All are timed in the same rounds, in turn.
+
+Measured twice: as a process comes, where the C library gives large freed blocks back to the system and pays
+for them anew; and with them kept (``minimoe.memory``). mmaemu works in blocks of megabytes and gains most. It
+may gain without being asked: the library keeps freed blocks too where a used one lies above them.
+"""
+
+import pytest
+import torch
+
+from minimoe.memory import keep_freed_memory
+from minimoe.precision import E4M3, Accumulator, round_to
+from minimoe.timing import interleaved_seconds
+
+DOT_ROWS = 4
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("promote_every", [None, 128])
+@pytest.mark.parametrize("memory", ["given back", "kept"])
+def test_against_mmaemu(benchmark, rounds, memory, promote_every):
+    mmaemu = pytest.importorskip("mmaemu")
+    from mmaemu.model.chain import dot
+
+    if memory == "kept":
+        keep_freed_memory()  # for the rest of the process: pytest runs these after the others
+    timed = rounds > 1
+    outer, depth = (256, 4096) if timed else (128, 96)
+    torch.manual_seed(0)
+    a_MK, b_NK = (round_to(torch.rand(outer, depth), E4M3) for _ in range(2))
+    a_codes, b_codes = a_MK.to(torch.float8_e4m3fn), b_NK.to(torch.float8_e4m3fn)
+    few = [x.contiguous() for x in (a_codes[:DOT_ROWS, None].expand(-1, outer, -1), b_codes)]
+    core = Accumulator.tensor_core(promote_every=promote_every)
+
+    def theirs():
+        return mmaemu.accumulate(
+            a_codes, b_codes, use_fast_accum=promote_every is None,
+            profile="hopper", splitk=1, backend="reference",
+        )  # fmt: skip
+
+    tasks = {
+        "mmaemu": theirs,
+        "dot": lambda: dot(few[0], few[1].expand(DOT_ROWS, -1, -1), preset="hopper"),
+        "eager": lambda: core.matmul(a_MK, b_NK.T),
+        "compiled": lambda: core.matmul(a_MK, b_NK.T, compiled=True),
+    }
+    assert torch.equal(tasks["eager"](), theirs())  # right first, then fast
+    assert torch.equal(tasks["compiled"](), theirs())
+    if promote_every is None:
+        assert torch.equal(tasks["eager"]()[:DOT_ROWS], tasks["dot"]())
+    cpu = torch.device("cpu")
+    seconds = interleaved_seconds(tasks, cpu, rounds=rounds, warmup=2 if timed else 0)
+    seconds["dot"] *= outer / DOT_ROWS
+    figures = {
+        "ms_mmaemu": seconds["mmaemu"] * 1e3,
+        "ms_eager": seconds["eager"] * 1e3,
+        "ms_compiled": seconds["compiled"] * 1e3,
+        "eager_faster_than_mmaemu": seconds["mmaemu"] / seconds["eager"],
+        "compiled_faster_than_mmaemu": seconds["mmaemu"] / seconds["compiled"],
+        "compiled_faster_than_dot": seconds["dot"] / seconds["compiled"],
+    }
+    benchmark.group = f"tensor core sums, {outer} x {outer} x {depth}, one thread, memory {memory}"
+    benchmark.extra_info.update(figures)
+    print(
+        f"\n{memory:10}  promoted {promote_every or 'never':5}  mmaemu {figures['ms_mmaemu']:6.0f} ms"
+        f"   eager {figures['ms_eager']:4.0f} ms {figures['eager_faster_than_mmaemu']:4.1f}x"
+        f"   compiled {figures['ms_compiled']:4.1f} ms {figures['compiled_faster_than_mmaemu']:4.1f}x"
+        f"   dot {figures['compiled_faster_than_dot']:.0f}x"
+    )
+    benchmark.pedantic(tasks["compiled"], rounds=max(rounds // 4, 1), warmup_rounds=0)
