@@ -106,6 +106,6 @@ def test_imports_point_one_way():
                 assert module.startswith(tuple(f"minimoe.{name}" for name in allowed)), (path.name, module)
 
 
-@pytest.mark.parametrize("name", ["train-step", "moe-layer"])
+@pytest.mark.parametrize("name", ["train-step", "moe-layer", "precision-speed"])
 def test_the_times_shown_are_the_recorded_ones(name):
     assert (ROOT / "docs" / f"{name}.txt").read_text().rstrip() in README
