@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import statistics
 from pathlib import Path
 from typing import get_args
 
@@ -68,6 +69,17 @@ def test_the_balance_table_shown_is_the_recorded_one():
     assert found["steps"] == PRESETS["quick"].training.steps
     runs = [(run["balance"], run["seed"]) for run in found["found"]]
     assert sorted(runs) == sorted((method, seed) for method in get_args(Balance) for seed in range(3))
+
+
+def test_the_8_bit_training_shown_is_the_recorded_one():
+    training = script("fp8_training")
+    found = json.loads((ROOT / "docs" / "fp8-training.json").read_text())
+    assert f"<!-- table of docs/fp8-training.json -->\n{training.markdown(found['found'])}\n" in README
+    runs = [(run["model"], run["seed"]) for run in found["found"]]
+    assert sorted(runs) == sorted((model, seed) for model in training.MODELS for seed in range(3))
+    for model in training.MODELS:
+        assert abs(statistics.fmean(training.gaps(found["found"], model, "deepseek-v3"))) < 0.25
+        assert statistics.fmean(training.gaps(found["found"], model, "naive")) > 10
 
 
 def test_the_precision_tables_shown_are_the_recorded_ones():
