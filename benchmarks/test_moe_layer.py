@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from minimoe.memory import bytes_kept_for_backward, keep_freed_memory
+from minimoe.memory import bytes_kept_for_backward
 from minimoe.moe import MoE, SwiGLU
 from minimoe.timing import interleaved_seconds
 
@@ -87,20 +87,10 @@ def task(
     return run
 
 
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("memory", ["given back", "kept"])
+@pytest.mark.parametrize("memory", ["given back", "kept"], indirect=True)  # in this order
 def test_moe_layer(benchmark, rounds, memory, case):
-    if memory == "kept":
-        keep_freed_memory()  # for the rest of the process: pytest runs these after the others
     tokens, n_experts, top_k, dim, expert_dim, backward, depth = CASES[case]
     timed = rounds > 1
     if not timed:  # see that it runs, and that it is right

@@ -84,9 +84,8 @@ CASES: dict[str, tuple[Callable[..., dict], object]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.usefixtures("kept_memory")
+@pytest.mark.usefixtures("kept_memory", "one_thread")
 def test_speed(benchmark, rounds, case):
-    torch.set_num_threads(1)
     make, argument = CASES[case]
     tasks = make(argument)
     baseline = next(iter(tasks))

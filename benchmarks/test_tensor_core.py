@@ -14,30 +14,19 @@ may gain without being asked: the library keeps freed blocks too where a used on
 import pytest
 import torch
 
-from minimoe.memory import keep_freed_memory
 from minimoe.precision import E4M3, Accumulator, round_to
 from minimoe.timing import interleaved_seconds
 
 DOT_ROWS = 4
 
 
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("promote_every", [None, 128])
-@pytest.mark.parametrize("memory", ["given back", "kept"])
+@pytest.mark.parametrize("memory", ["given back", "kept"], indirect=True)  # in this order
 def test_against_mmaemu(benchmark, rounds, memory, promote_every):
     mmaemu = pytest.importorskip("mmaemu")
     from mmaemu.model.chain import dot
 
-    if memory == "kept":
-        keep_freed_memory()  # for the rest of the process: pytest runs these after the others
     timed = rounds > 1
     outer, depth = (256, 4096) if timed else (128, 96)
     torch.manual_seed(0)

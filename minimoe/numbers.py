@@ -6,6 +6,7 @@ product, K contracted.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from minimoe.precision import (
     FP16,
     INT8,
     RECIPES,
+    ROWWISE,
     Accumulator,
     Format,
     fake_quantize,
@@ -27,8 +29,9 @@ from minimoe.precision import (
     measure_error,
     round_to,
 )
+from minimoe.precision.blocks import Block
+from minimoe.precision.bounds import Kind, tightness
 from minimoe.precision.error import decibels
-from minimoe.precision.quantize import Block
 from minimoe.precision.scales import Scale
 
 
@@ -174,4 +177,32 @@ def products(size: int = 512, depth: int = 4096, seed: int = 0) -> Numbers:
     return Numbers("products", about, headings, rows)
 
 
-TABLES: tuple[Callable[..., Numbers], ...] = (signal_to_noise, rules_of_scale, outliers, sums, products)
+def bounds(size: int = 64, depth: int = 1024, seed: int = 0) -> Numbers:
+    """How much room the bounds leave."""
+    core, promoted = Accumulator.tensor_core(), Accumulator.tensor_core(promote_every=128)
+    cases = dict(RECIPES) | {
+        "rowwise, tensor core": ROWWISE.with_(accumulator=core),
+        "the same, promoted": ROWWISE.with_(accumulator=promoted),
+        "rowwise, bf16 sums": ROWWISE.with_(accumulator=Accumulator.bf16()),
+    }
+    rows = []
+    for name, recipe in cases.items():
+        cells = []
+        for numbers in (torch.randn, torch.rand):
+            generator = torch.Generator().manual_seed(seed)
+            a, b = (numbers(*shape, generator=generator) for shape in ((size, depth), (depth, size)))
+            for kind in get_args(Kind):
+                median, least = tightness(a, b, recipe, kind)
+                cells.append(f"{median:.0f} ({least:.1f})")
+        rows.append([name, *cells])
+    about = (
+        f"Bound over error of a {size}×{size} product, K = {depth}: the median, and in brackets where the "
+        "bound comes closest; below 1 it would be broken."
+    )
+    names = [f"{numbers}, {kind}" for numbers in ("normal", "uniform") for kind in get_args(Kind)]
+    return Numbers("bounds", about, ["recipe", *names], rows)
+
+
+TABLES: tuple[Callable[..., Numbers], ...] = (
+    signal_to_noise, rules_of_scale, outliers, sums, products, bounds,
+)  # fmt: skip

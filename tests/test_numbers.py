@@ -5,8 +5,8 @@ from functools import partial
 
 import pytest
 
-from minimoe import cli
-from minimoe.numbers import outliers, products, rules_of_scale, signal_to_noise, sums
+from minimoe import cli, commands
+from minimoe.numbers import bounds, outliers, products, rules_of_scale, signal_to_noise, sums
 
 
 def cells(numbers) -> dict[str, list[str]]:
@@ -54,10 +54,22 @@ def test_products_show_what_scales_are_for():
     assert float(table["full"][0]) < 1e-6
 
 
+def test_bounds_hold_and_say_something():
+    table = cells(bounds(size=16, depth=256))
+    for name, row in table.items():
+        medians, least = (
+            [float(x) for x in part] for part in zip(*(c[:-1].split(" (") for c in row), strict=True)
+        )
+        assert min(least) >= 1, name
+        if name in ("deepseek-v3", "tensorwise", "mxfp8"):
+            assert max(medians) < 100
+    assert table["deepseek-v3"][0] != table["deepseek-v3"][1]
+
+
 def test_the_command_prints_and_writes_them(capsys, monkeypatch, tmp_path):
     small = partial(signal_to_noise, size=64)
     small.__name__ = "signal_to_noise"
-    monkeypatch.setattr(cli, "TABLES", (small,))
+    monkeypatch.setattr(commands, "TABLES", (small,))
     assert cli.main(["precision", "--out", str(tmp_path / "tables.json"), "--seed", "3"]) == 0
     assert "Signal to noise in dB" in capsys.readouterr().out
     data = json.loads((tmp_path / "tables.json").read_text())

@@ -51,12 +51,12 @@ def blocks(counts: Sequence[int], dim: int) -> Iterator[Block]:
         yield Block(experts, sizes)
 
 
-def _sorted(weights_TK: Tensor, order_R: Tensor) -> tuple[Tensor, Tensor]:
+def sorted_pairs(weights_TK: Tensor, order_R: Tensor) -> tuple[Tensor, Tensor]:
     """The token of each sorted row, and its weight as a column."""
     return order_R // weights_TK.shape[1], weights_TK.flatten().index_select(0, order_R).unsqueeze(1)
 
 
-def _counts(ids_TK: Tensor, n_experts: int) -> list[int]:
+def rows_of_experts(ids_TK: Tensor, n_experts: int) -> list[int]:
     return ids_TK.flatten().bincount(minlength=n_experts).tolist()
 
 
@@ -78,8 +78,8 @@ def _forward(
         y_TD = experts_of_one_token(x_TD, gate_up, down, weights_TK, ids_TK)
         return y_TD.to(wide), x_TD.new_empty(0, gate_up.shape[1]), ids_TK.new_empty(0)
     order_R = ids_TK.flatten().argsort(stable=True)
-    tokens_R, weights_R1 = _sorted(weights_TK, order_R)
-    counts = _counts(ids_TK, len(gate_up))
+    tokens_R, weights_R1 = sorted_pairs(weights_TK, order_R)
+    counts = rows_of_experts(ids_TK, len(gate_up))
     plan = list(blocks(counts, dim))
     lengths = [sum(block.sizes) for block in plan]
     most = max(lengths, default=0)
@@ -120,8 +120,8 @@ def _backward(
     order_R: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x_TD, gate_up, down and weights_TK."""
-    tokens_R, weights_R1 = _sorted(weights_TK, order_R)
-    counts = _counts(ids_TK, len(gate_up))
+    tokens_R, weights_R1 = sorted_pairs(weights_TK, order_R)
+    counts = rows_of_experts(ids_TK, len(gate_up))
     grad_TD = grad_TD.to(x_TD.dtype)
     dx_TD = torch.zeros_like(x_TD, dtype=_wide(x_TD.dtype))
     dgate_up, ddown = torch.empty_like(gate_up), torch.empty_like(down)

@@ -3,9 +3,9 @@
 The equation is that of ``experts``; what differs is how each product is done. Gate, choice and the sum over
 a token's experts stay in float32, as in V3 (section 3.3.1).
 
-``composed`` puts it together from ``grouped_matmul`` and serves every recipe. ``quantized_experts`` gives the
-same bits with less work where a token's cast does not depend on other tokens: cast once, and not for each of
-its K experts (V3 sends its tokens to the experts in 8 bits).
+``composed`` puts it together from ``grouped_matmul`` and serves every recipe. ``quantized_experts`` does the
+same with less work where a token's cast does not depend on other tokens: cast once, and not for each of its K
+experts (V3 sends its tokens to the experts in 8 bits).
 
 Dimensions: T tokens, D model width, H expert width, E experts, K experts a token, R = T*K, G = 2H.
 """
@@ -13,6 +13,7 @@ Dimensions: T tokens, D model width, H expert width, E experts, K experts a toke
 import torch
 from torch import Tensor
 
+from minimoe.moe.loop import rows_of_experts, sorted_pairs
 from minimoe.moe.swiglu import weighted_swiglu, weighted_swiglu_backward
 from minimoe.precision.grouped import (
     cast_along_rows,
@@ -54,10 +55,9 @@ def composed(
     recipe: Recipe,
 ) -> Tensor:
     """The same from differentiable parts: the oracle."""
-    order_R, tokens_R, sizes = _sorted(ids_TK, gate_up.shape[0])
-    ends_E = torch.tensor(sizes).cumsum(0)
+    tokens_R, weights_R1 = sorted_pairs(weights_TK, ids_TK.flatten().argsort(stable=True))
+    ends_E = torch.tensor(rows_of_experts(ids_TK, gate_up.shape[0])).cumsum(0)
     gate_up_RG = grouped_matmul(x_TD.index_select(0, tokens_R), gate_up.mT, ends_E, recipe)
-    weights_R1 = weights_TK.flatten().index_select(0, order_R).unsqueeze(1)
     h_RH = _WeightedSwiGLU.apply(gate_up_RG, weights_R1)
     y_RD = grouped_matmul(h_RH, down.mT, ends_E, recipe)
     wide = torch.promote_types(x_TD.dtype, torch.float32)
@@ -80,8 +80,8 @@ class _WeightedSwiGLU(torch.autograd.Function):
 class _QuantizedExperts(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_TD, gate_up, down, weights_TK, ids_TK, recipe, dtype):
-        order_R, tokens_R, sizes = _sorted(ids_TK, len(gate_up))
-        weights_R1 = weights_TK.flatten().index_select(0, order_R).unsqueeze(1)
+        order_R, sizes = ids_TK.flatten().argsort(stable=True), rows_of_experts(ids_TK, len(gate_up))
+        tokens_R, weights_R1 = sorted_pairs(weights_TK, order_R)
         x_RD = meaning(x_TD, recipe.activation, -1, dtype).index_select(0, tokens_R)
         gate_up_RG = grouped_product(x_RD, meaning(gate_up.mT, recipe.weight, -2, dtype), sizes, recipe)
         h_RH = meaning(weighted_swiglu(gate_up_RG, weights_R1), recipe.activation, -1, dtype)
@@ -112,13 +112,6 @@ class _QuantizedExperts(torch.autograd.Function):
         dweights_TK = torch.empty_like(dweights_R).index_copy_(0, order_R, dweights_R).view(ctx.weights)
         dx_TD = _add_up(dx_RD, tokens_R, x_TD)
         return dx_TD, dgate_up.to(gate_up.dtype), ddown.to(down.dtype), dweights_TK, None, None, None
-
-
-def _sorted(ids_TK: Tensor, n_experts: int) -> tuple[Tensor, Tensor, list[int]]:
-    """The order that sorts the pairs by expert, the token of each sorted row, and each expert's rows."""
-    order_R = ids_TK.flatten().argsort(stable=True)
-    sizes = ids_TK.flatten().bincount(minlength=n_experts).tolist()
-    return order_R, order_R // ids_TK.shape[1], sizes
 
 
 def _add_up(y_RD: Tensor, tokens_R: Tensor, like_TD: Tensor) -> Tensor:

@@ -181,9 +181,7 @@ def _accumulation(a: _Limits, b: _Limits, recipe: Recipe, model: Model) -> Tenso
         sums, error = sums_of_codes(*codes, formats, recipe.accumulator, model)
         sums = sums + error
         total = total + sums * scale
-        # The product of the scales can be below float32's normal numbers, or beyond its largest.
-        error = error * scale + TINY * (sums + 1)
-        lost = lost + error.masked_fill((sums > FP32.max) | (scale > FP32.max), torch.inf)
+        lost = lost + (error * scale + TINY).masked_fill(sums > FP32.max, torch.inf)
     lost = lost + model.gamma(blocks + 3, U32) * total
     return lost.masked_fill(total + lost > FP32.max, torch.inf)
 

@@ -18,7 +18,7 @@ Micikevicius et al., arXiv 2209.05433.
 """
 
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Literal, get_args
 
 import torch
@@ -132,7 +132,6 @@ class Format:
         return self.name
 
 
-@lru_cache
 def _values(fmt: Format) -> Tensor:
     e, m = fmt.exponent_bits, fmt.mantissa_bits
     code = torch.arange(2**fmt.bits)

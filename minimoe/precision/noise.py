@@ -14,8 +14,14 @@ _GOLDEN = -0x61C8864680B583EB
 
 
 def draw_key(generator: torch.Generator | int | None, device: torch.device) -> Tensor:
-    """A 0-dim int64 key: a seed as it is, or one draw from a generator (None: torch's global one)."""
+    """A 0-dim int64 key: a seed as it is, or one draw from a generator (None: torch's global one).
+
+    Raises:
+        ValueError: a seed of more than 64 bits.
+    """
     if isinstance(generator, int):
+        if not -(2**63) <= generator < 2**63:
+            raise ValueError(f"the seed ({generator}) must fit 64 bits: at least -2^63 and below 2^63")
         return torch.tensor(generator, dtype=torch.int64, device=device)
     source = generator.device if generator is not None else device
     key = torch.randint(2**63 - 1, (), dtype=torch.int64, generator=generator, device=source)

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from minimoe.precision.accumulate import Accumulator
+from minimoe.precision.blocks import Block, check_block
 from minimoe.precision.formats import BF16, E4M3, E5M2, Format
-from minimoe.precision.quantize import Block, Quantized, check_block, fake_quantize, quantize
+from minimoe.precision.quantize import Quantized, fake_quantize, quantize
 from minimoe.precision.scales import Scale, check_scale, is_power_of_two
 
 Backend = Literal["auto", "fold", "bf16", "blocks", "hardware"]

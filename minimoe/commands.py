@@ -1,0 +1,253 @@
+"""The commands of ``minimoe``: compare | train | sample | precision.
+
+Each dataclass is a command; its fields are the flags, the strings below them the help.
+"""
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from rich.console import Console
+
+from minimoe import records
+from minimoe.checkpoint import load_model
+from minimoe.compare import PRESETS, PresetName, read_results, settings, train_all
+from minimoe.data import Corpus, load_corpus
+from minimoe.folders import close_folder, open_folder
+from minimoe.generation import check_sampling, generate
+from minimoe.model import GPT, ModelConfig
+from minimoe.numbers import TABLES
+from minimoe.plots import plot_comparison
+from minimoe.progress import Terminal
+from minimoe.report import print_comparison, print_numbers
+from minimoe.train_config import TrainConfig
+from minimoe.training import pick_device, train
+from minimoe.version import __version__
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Train a mixture of experts and two dense networks on the same real text, and compare them.
+
+    Prints a table and saves comparison.png and comparison.json.
+    """
+
+    preset: PresetName = "quick"
+    """how much to train: quick (3 minutes on 2 CPU cores), standard (half an hour to an hour), gpu"""
+    seeds: int = 1
+    """repeat with this many seeds and show the spread"""
+    data: str = "default"
+    """default, article, all, names of domains joined by commas, or a folder of text files"""
+    device: str = "auto"
+    """auto, cpu, cuda or mps"""
+    threads: int | None = None
+    """CPU threads; None is one a core. On a machine that is busy with something else, fewer are faster"""
+    out: Path | None = None
+    """folder for records, checkpoints, table and figure [default: runs/compare-PRESET]"""
+    steps: int | None = None
+    """train for this many steps instead of the preset's"""
+    resume: bool = False
+    """go on with the run that was stopped in --out"""
+    overwrite: bool = False
+    """replace the run in --out"""
+    debug: bool = False
+    """show the traceback of an error"""
+
+    def run(self) -> None:
+        if self.seeds < 1:
+            raise ValueError(f"--seeds ({self.seeds}) must be at least 1")
+        preset = PRESETS[self.preset]
+        if self.steps is not None:
+            every = max(1, min(preset.training.eval_every, self.steps // 10))
+            training = dataclasses.replace(
+                preset.training,
+                steps=self.steps,
+                eval_every=every,
+                warmup=min(preset.training.warmup, self.steps),
+            )
+            preset = dataclasses.replace(preset, training=training)
+        out = self.out or Path("runs") / f"compare-{self.preset}"
+        device = _prepare(self.device, self.threads)
+        corpus = _load(self.data)
+        corpus.check(preset.moe.context)
+        wanted = settings(preset, self.data, self.seeds, device)
+        open_folder(out, wanted, resume=self.resume, overwrite=self.overwrite)
+        _introduce(corpus, device)
+
+        start = time.perf_counter()
+        train_all(
+            preset, corpus, out, seeds=self.seeds, device=device, resume=self.resume,
+            display=lambda title: Terminal(console, title),
+        )  # fmt: skip
+        comparison = read_results(preset, out, self.seeds)
+        about = {
+            "preset": self.preset,
+            "machine": records.machine(device),
+            "domains": dict(zip(corpus.domains, corpus.sources, strict=True)),
+            "data": corpus.fingerprint,
+            "seconds": time.perf_counter() - start,
+        }
+        data = about | comparison.as_dict()
+        records.write_atomically(out / "comparison.json", json.dumps(data, indent=1) + "\n")
+        title = f"minimoe compare · {self.preset} · seeds: {self.seeds}"
+        plot_comparison(comparison, out / "comparison.png", title)
+        close_folder(out)
+        console.print()
+        print_comparison(data, console)
+        console.print(f"\nFigure: {out / 'comparison.png'}   Data: {out / 'comparison.json'}")
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train one model, dense (the default) or a mixture (--model.n-experts 32)."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """the model's shape"""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """how to train it"""
+    data: str = "default"
+    """default, article, all, names of domains joined by commas, or a folder of text files"""
+    device: str = "auto"
+    """auto, cpu, cuda or mps"""
+    threads: int | None = None
+    """CPU threads; None is one a core. On a machine that is busy with something else, fewer are faster"""
+    out: Path = Path("runs/train")
+    """folder for records and checkpoints"""
+    resume: bool = False
+    """go on with the run that was stopped in --out"""
+    overwrite: bool = False
+    """replace the run in --out"""
+    debug: bool = False
+    """show the traceback of an error"""
+
+    def run(self) -> None:
+        device = _prepare(self.device, self.threads)
+        corpus = _load(self.data)
+        corpus.check(self.model.context, self.model.vocab_size)
+        wanted = {
+            "model": dataclasses.asdict(self.model),
+            "training": dataclasses.asdict(self.train),
+            "data": self.data,
+            "device": device,
+        }
+        open_folder(self.out, wanted, resume=self.resume, overwrite=self.overwrite)
+        _introduce(corpus, device)
+        torch.manual_seed(self.train.seed)
+        evaluations = train(
+            GPT(self.model), corpus, self.train, out=self.out, device=device,
+            resume=self.resume, display=Terminal(console),
+        )  # fmt: skip
+        close_folder(self.out)
+        if evaluations:
+            last = evaluations[-1]
+            domains = ", ".join(f"{name} {bits:.3f}" for name, bits in last.domains.items())
+            console.print(f"\nvalidation bits per byte {last.bits_per_byte:.3f} ({domains})")
+        console.print(f"Try it: minimoe sample --run {self.out}", soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Let a trained model write."""
+
+    run_folder: Annotated[Path, tyro.conf.arg(name="run")] = Path("runs/train")
+    """a run's folder (of compare: its seed-0/moe, say) or one checkpoint"""
+    prompt: str = "The "
+    """text to go on from"""
+    tokens: int = 300
+    """bytes to write"""
+    samples: int = 1
+    """how many continuations"""
+    temperature: float = 0.8
+    """0 is greedy; 1 samples from the model as it is"""
+    top_p: float = 0.95
+    """sample from the likeliest bytes that hold this much probability"""
+    seed: int = 0
+    """of the sampling"""
+    device: str = "auto"
+    """auto, cpu, cuda or mps"""
+    debug: bool = False
+    """show the traceback of an error"""
+
+    def run(self) -> None:
+        check_sampling(self.temperature, self.top_p)
+        if self.samples < 1:
+            raise ValueError(f"--samples ({self.samples}) must be at least 1")
+        if not self.prompt:
+            raise ValueError("--prompt is empty; give the model at least one byte to go on from")
+        device = pick_device(self.device)
+        model = load_model(self.run_folder, device)
+        prompt = torch.tensor([list(self.prompt.encode())] * self.samples, device=device)
+        generator = torch.Generator(device).manual_seed(self.seed)
+        written = generate(
+            model, prompt, self.tokens,
+            temperature=self.temperature, top_p=self.top_p, generator=generator,
+        )  # fmt: skip
+        for i, row in enumerate(written.tolist()):
+            if self.samples > 1:
+                console.rule(f"sample {i + 1}")
+            text = bytes(row).decode("utf-8", errors="replace").replace("\0", "\n\n")
+            console.print(self.prompt + text, markup=False, highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Measure what 8 bits lose and what 32-bit sums save: rounding, outliers, sums, products. A minute."""
+
+    out: Path | None = None
+    """also write the tables to this JSON file"""
+    threads: int | None = None
+    """CPU threads; None is one a core"""
+    seed: int = 0
+    """of the random numbers"""
+    debug: bool = False
+    """show the traceback of an error"""
+
+    def run(self) -> None:
+        device = _prepare("cpu", self.threads)
+        if self.out is not None and not self.out.parent.is_dir():
+            raise ValueError(f"--out {self.out}: there is no folder {self.out.parent}; make it first")
+        tables = []
+        for measure in TABLES:
+            with console.status(f"measuring {measure.__name__.replace('_', ' ')}"):
+                tables.append(measure(seed=self.seed))
+            print_numbers(tables[-1], console)
+        if self.out is not None:
+            data = {"machine": records.machine(device), "seed": self.seed}
+            data |= {"tables": [dataclasses.asdict(table) for table in tables]}
+            records.write_atomically(self.out, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
+
+def _prepare(device: str, threads: int | None) -> str:
+    """Set the threads, pick the device."""
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"--threads ({threads}) must be at least 1")
+        torch.set_num_threads(threads)
+    return pick_device(device)
+
+
+def _load(data: str) -> Corpus:
+    with console.status("reading text"):
+        return load_corpus(data)
+
+
+def _introduce(corpus: Corpus, device: str) -> None:
+    machine = records.machine(device)
+    console.print(
+        f"minimoe {__version__} · torch {machine['torch']} on {machine['processor']}, "
+        f"{machine['threads']} threads",
+        soft_wrap=True,
+        highlight=False,
+    )
+    for name, source, text in zip(corpus.domains, corpus.sources, corpus.train, strict=True):
+        console.print(f"  {name}: {len(text):,} bytes from {source}", highlight=False)
+
+
+COMMANDS: dict[str, Any] = {"compare": Compare, "train": Train, "sample": Sample, "precision": Precision}
