@@ -170,10 +170,10 @@ def products(size: int = 512, depth: int = 4096, seed: int = 0) -> Numbers:
         cells = [f"{x:.2%}" if x > 1e-4 else f"{x:.1e}" for x in (error.relative, of_small.relative)]
         rows.append([name, *cells, f"{error.sqnr_db:.1f}", f"{error.calc_diff:.1e}", f"{error.backward:.1e}"])
     about = (
-        f"Error of a {size}×{size} product of normal numbers, K = {depth}, by recipe; and the relative error "
-        f"where one factor is {small:g} as large, as gradients are."
+        f"Error of a {size}×{size} product of normal numbers, K = {depth}, by recipe: relative (Frobenius); "
+        f"the same where one factor is {small:g} as large, as gradients are; and other measures."
     )
-    headings = ["recipe", "relative (Frobenius)", "of small numbers", "dB", "calc_diff", "component-wise"]
+    headings = ["recipe", "relative", "of small numbers", "dB", "calc_diff", "by component"]
     return Numbers("products", about, headings, rows)
 
 
@@ -186,21 +186,17 @@ def bounds(size: int = 64, depth: int = 1024, seed: int = 0) -> Numbers:
         "rowwise, bf16 sums": ROWWISE.with_(accumulator=Accumulator.bf16()),
     }
     rows = []
-    for name, recipe in cases.items():
-        cells = []
-        for numbers in (torch.randn, torch.rand):
-            generator = torch.Generator().manual_seed(seed)
-            a, b = (numbers(*shape, generator=generator) for shape in ((size, depth), (depth, size)))
-            for kind in get_args(Kind):
-                median, least = tightness(a, b, recipe, kind)
-                cells.append(f"{median:.0f} ({least:.1f})")
-        rows.append([name, *cells])
+    for draw in ("normal", "uniform [0, 1)"):
+        generator = torch.Generator().manual_seed(seed)
+        a, b = (DRAWS[draw](*shape, generator=generator) for shape in ((size, depth), (depth, size)))
+        for name, recipe in cases.items():
+            ratios = (tightness(a, b, recipe, kind) for kind in get_args(Kind))
+            rows.append([name, draw, *(f"{median:.0f} ({least:.1f})" for median, least in ratios)])
     about = (
         f"Bound over error of a {size}×{size} product, K = {depth}: the median, and in brackets where the "
         "bound comes closest; below 1 it would be broken."
     )
-    names = [f"{numbers}, {kind}" for numbers in ("normal", "uniform") for kind in get_args(Kind)]
-    return Numbers("bounds", about, ["recipe", *names], rows)
+    return Numbers("bounds", about, ["recipe", "numbers", *get_args(Kind)], rows)
 
 
 TABLES: tuple[Callable[..., Numbers], ...] = (
