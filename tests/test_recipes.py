@@ -24,6 +24,7 @@ from minimoe.precision import (
     matmul,
     quantize,
 )
+from minimoe.precision.grouped import folded
 from minimoe.precision.hardware import obstacle
 from minimoe.precision.matmul import multiplies_bf16_fast
 
@@ -233,7 +234,7 @@ def test_grouped_is_group_by_group(name, sizes):
     rows = sum(sizes)
     a, w = torch.randn(rows, 160, requires_grad=True), torch.randn(5, 72, 160, requires_grad=True)
     g = torch.randn(rows, 72)
-    for backend in ("auto", "blocks"):
+    for backend in ("fold", "blocks", *["bf16"] * (name == "deepseek-v3-pow2")):
         recipe = RECIPES[name].with_(backend=backend)
         y = grouped_matmul(a, w.mT, torch.tensor(sizes).cumsum(0), recipe)
         one_by_one = torch.cat([matmul(part, m.T, recipe) for part, m in zip(a.split(sizes), w, strict=True)])
@@ -242,6 +243,27 @@ def test_grouped_is_group_by_group(name, sizes):
             torch.autograd.grad(y, (a, w), g), torch.autograd.grad(one_by_one, (a, w), g), strict=True
         ):
             assert torch.equal(grouped, single)
+
+
+def test_groups_are_multiplied_in_bf16_where_that_pays():
+    """A processor prepares its bf16 matmul anew for every number of rows: too dear for small groups."""
+    a, w, casts = (
+        torch.zeros(8, 32),
+        torch.zeros(2, 32, 16),
+        (DEEPSEEK_V3_POW2.activation, DEEPSEEK_V3_POW2.weight),
+    )
+    fast = torch.bfloat16 if multiplies_bf16_fast(a.device) else torch.float32
+    for recipe, work, dtype in (
+        (DEEPSEEK_V3_POW2, 2**24, fast),
+        (DEEPSEEK_V3_POW2, 2**24 - 1, torch.float32),
+        (DEEPSEEK_V3_POW2.with_(backend="bf16"), 1, torch.bfloat16),
+        (DEEPSEEK_V3_POW2.with_(backend="blocks"), 2**30, None),
+    ):
+        assert folded(a, w, *casts, recipe, work) == dtype
+    a, w = torch.randn(1024, 256), torch.randn(2, 256, 128)  # 2^24 for each group
+    y = grouped_matmul(a, w, [512, 1024], DEEPSEEK_V3_POW2)
+    if fast == torch.bfloat16:
+        assert torch.equal(y, grouped_matmul(a, w, [512, 1024], DEEPSEEK_V3_POW2.with_(backend="bf16")))
 
 
 def test_weights_held_as_codes_multiply_like_their_originals():

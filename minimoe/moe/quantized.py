@@ -38,7 +38,8 @@ def quantized_experts(
 ) -> Tensor:
     """x_TD (T, D), gate_up (E, 2H, D), down (E, D, H), the routing -> y_TD (T, D) in x's dtype."""
     learns = isinstance(gate_up, Tensor) and isinstance(down, Tensor)
-    dtype = folded(x_TD, gate_up.mT, recipe.activation, recipe.weight, recipe)
+    work = weights_TK.numel() * gate_up.shape[1] * gate_up.shape[2] / gate_up.shape[0]
+    dtype = folded(x_TD, gate_up.mT, recipe.activation, recipe.weight, recipe, work)
     apart = row_by_row(recipe.activation) and row_by_row(recipe.gradient)
     if not learns or dtype is None or not apart:
         return composed(x_TD, gate_up, down, weights_TK, ids_TK, recipe)
