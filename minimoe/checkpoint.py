@@ -9,7 +9,6 @@ A checkpoint is written beside its final name and renamed: it is there whole, or
 two are kept.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -28,6 +27,7 @@ from minimoe.trainer import Trainer
 
 FORMAT = 1
 KEEP = 2
+KEPT = "kept."  # before the names of what a trainer keeps beside weights and optimizer
 
 
 class CheckpointError(ValueError):
@@ -53,14 +53,13 @@ def save(folder: Path, trainer: Trainer) -> Path:
         for name, content in tensors.items():
             path = temporary / f"{name}.safetensors"
             save_file(content, path)
-            _flush(path)
-            checksums[path.name] = _checksum(path)
+            flush(path)
+            checksums[path.name] = checksum(path)
         state: dict[str, Any] = {
             "format": FORMAT,
             "step": trainer.step,
             "bf16": trainer.bf16,
-            "model": dataclasses.asdict(trainer.model.config),
-            "training": dataclasses.asdict(trainer.config),
+            **trainer.settings(),
             "data": trainer.corpus.fingerprint,
             "domains": list(trainer.corpus.domains),
             "sha256": checksums,
@@ -68,7 +67,7 @@ def save(folder: Path, trainer: Trainer) -> Path:
         state["sha256"]["state.json"] = _state_checksum(state)
         write_atomically(temporary / "state.json", json.dumps(state, indent=1))
         temporary.rename(final)
-        _flush(folder)
+        flush(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         previous = latest(folder)
@@ -106,8 +105,8 @@ def restore(path: Path, trainer: Trainer) -> None:
         CheckpointError: the checkpoint is damaged, or of another configuration or other data.
     """
     state = _read_state(path)
-    for part, config in (("model", trainer.model.config), ("training", trainer.config)):
-        _same(path, part, state[part], dataclasses.asdict(config))
+    for part, wanted in json.loads(json.dumps(trainer.settings())).items():  # as they were read back
+        _same(path, part, state.get(part, {}), wanted)
     if state["data"] != trainer.corpus.fingerprint:
         raise CheckpointError(
             f"{path} was trained on other text (fingerprint {state['data']}, here "
@@ -130,6 +129,8 @@ def restore(path: Path, trainer: Trainer) -> None:
             if slots:
                 device = trainer.device
                 trainer.optimizer.state[parameter] = {s: t.to(device) for s, t in slots.items()}
+    kept = {name[len(KEPT) :]: t for name, t in tensors.items() if name.startswith(KEPT)}
+    trainer.kept = {name: t.to(trainer.device) for name, t in kept.items()}
     torch.set_rng_state(tensors["generator.cpu"])
     if trainer.device.type == "cuda":
         torch.cuda.set_rng_state(tensors["generator.cuda"], trainer.device)
@@ -161,6 +162,7 @@ def _model_tensors(trainer: Trainer) -> dict[str, Tensor]:
 
 def _training_tensors(trainer: Trainer) -> dict[str, Tensor]:
     tensors = {"generator.cpu": torch.get_rng_state()}
+    tensors |= {KEPT + name: tensor for name, tensor in trainer.kept.items()}
     if trainer.device.type == "cuda":
         tensors["generator.cuda"] = torch.cuda.get_rng_state(trainer.device)
     for name, parameter in trainer.parameters.items():
@@ -194,7 +196,7 @@ def _state_checksum(state: dict[str, Any]) -> str:
 def _read_tensors(path: Path, name: str, state: dict[str, Any]) -> dict[str, Tensor]:
     file = path / f"{name}.safetensors"
     try:
-        if _checksum(file) != state["sha256"][file.name]:
+        if checksum(file) != state["sha256"][file.name]:
             raise CheckpointError(_damaged(path, f"{file.name} does not match its checksum"))
         return load_file(file)
     except (OSError, SafetensorError, KeyError) as error:
@@ -216,7 +218,8 @@ def _same(path: Path, part: str, saved: dict[str, Any], wanted: dict[str, Any]) 
             )
 
 
-def _checksum(path: Path) -> str:
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -224,7 +227,7 @@ def _checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Have the kernel put a file (or a folder's entries) on the disk."""
     if os.name != "posix":  # elsewhere a folder cannot be opened
         return

@@ -1,4 +1,4 @@
-"""The commands of ``minimoe``: compare | train | sample | precision.
+"""The commands of ``minimoe``: compare, train, sample, precision (distill and digits: ``distill.commands``).
 
 Each dataclass is a command; its fields are the flags, the strings below them the help.
 """
@@ -12,12 +12,11 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from rich.console import Console
 
 from minimoe import records
 from minimoe.checkpoint import load_model
 from minimoe.compare import PRESETS, PresetName, read_results, settings, train_all
-from minimoe.data import Corpus, load_corpus
+from minimoe.distill.commands import Digits, Distill
 from minimoe.folders import close_folder, open_folder
 from minimoe.generation import check_sampling, generate
 from minimoe.model import GPT, ModelConfig
@@ -25,11 +24,9 @@ from minimoe.numbers import TABLES
 from minimoe.plots import plot_comparison
 from minimoe.progress import Terminal
 from minimoe.report import print_comparison, print_numbers
+from minimoe.terminal import console, introduce, load, prepare
 from minimoe.train_config import TrainConfig
 from minimoe.training import pick_device, train
-from minimoe.version import __version__
-
-console = Console()
 
 
 @dataclass(frozen=True)
@@ -74,12 +71,12 @@ class Compare:
             )
             preset = dataclasses.replace(preset, training=training)
         out = self.out or Path("runs") / f"compare-{self.preset}"
-        device = _prepare(self.device, self.threads)
-        corpus = _load(self.data)
+        device = prepare(self.device, self.threads)
+        corpus = load(self.data)
         corpus.check(preset.moe.context)
         wanted = settings(preset, self.data, self.seeds, device)
         open_folder(out, wanted, resume=self.resume, overwrite=self.overwrite)
-        _introduce(corpus, device)
+        introduce(corpus, device)
 
         start = time.perf_counter()
         train_all(
@@ -128,8 +125,8 @@ class Train:
     """show the traceback of an error"""
 
     def run(self) -> None:
-        device = _prepare(self.device, self.threads)
-        corpus = _load(self.data)
+        device = prepare(self.device, self.threads)
+        corpus = load(self.data)
         corpus.check(self.model.context, self.model.vocab_size)
         wanted = {
             "model": dataclasses.asdict(self.model),
@@ -138,7 +135,7 @@ class Train:
             "device": device,
         }
         open_folder(self.out, wanted, resume=self.resume, overwrite=self.overwrite)
-        _introduce(corpus, device)
+        introduce(corpus, device)
         torch.manual_seed(self.train.seed)
         evaluations = train(
             GPT(self.model), corpus, self.train, out=self.out, device=device,
@@ -210,7 +207,7 @@ class Precision:
     """show the traceback of an error"""
 
     def run(self) -> None:
-        device = _prepare("cpu", self.threads)
+        device = prepare("cpu", self.threads)
         if self.out is not None and not self.out.parent.is_dir():
             raise ValueError(f"--out {self.out}: there is no folder {self.out.parent}; make it first")
         tables = []
@@ -224,30 +221,11 @@ class Precision:
             records.write_atomically(self.out, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
 
-def _prepare(device: str, threads: int | None) -> str:
-    """Set the threads, pick the device."""
-    if threads is not None:
-        if threads < 1:
-            raise ValueError(f"--threads ({threads}) must be at least 1")
-        torch.set_num_threads(threads)
-    return pick_device(device)
-
-
-def _load(data: str) -> Corpus:
-    with console.status("reading text"):
-        return load_corpus(data)
-
-
-def _introduce(corpus: Corpus, device: str) -> None:
-    machine = records.machine(device)
-    console.print(
-        f"minimoe {__version__} · torch {machine['torch']} on {machine['processor']}, "
-        f"{machine['threads']} threads",
-        soft_wrap=True,
-        highlight=False,
-    )
-    for name, source, text in zip(corpus.domains, corpus.sources, corpus.train, strict=True):
-        console.print(f"  {name}: {len(text):,} bytes from {source}", highlight=False)
-
-
-COMMANDS: dict[str, Any] = {"compare": Compare, "train": Train, "sample": Sample, "precision": Precision}
+COMMANDS: dict[str, Any] = {
+    "compare": Compare,
+    "train": Train,
+    "sample": Sample,
+    "precision": Precision,
+    "distill": Distill,
+    "digits": Digits,
+}

@@ -9,7 +9,7 @@ Dimensions: B batch, L sequence length.
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,6 +67,15 @@ class Corpus:
             rows = [data[start : start + context + 1] for start in starts]
             for i in range(0, per_domain, size):
                 yield _as_batch(rows[i : i + size], [domain] * len(rows[i : i + size]))
+
+    def part(self, share: float) -> "Corpus":
+        """The first ``share`` of each domain's training text, all of the validation text."""
+        if not 0 < share <= 1:
+            raise ValueError(f"share ({share}) of the training text must be above 0 and at most 1")
+        if share == 1:
+            return self
+        train = tuple(data[: round(share * len(data))] for data in self.train)
+        return replace(self, train=train, fingerprint=_fingerprint(self.domains, train, self.validation))
 
     def check(self, context: int, vocab_size: int = 256) -> None:
         """Raise ValueError where a domain is too short for one sequence, or a vocabulary for bytes."""

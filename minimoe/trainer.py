@@ -9,7 +9,8 @@ Dimensions: B batch, L sequence length, V vocabulary, E experts, M mixture layer
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ class Step:
     """What one optimizer step did."""
 
     step: int  # steps done, this one included
-    loss: float  # cross-entropy, nats a token; balance terms are never in it
+    loss: float  # cross-entropy, nats a token; balance and teacher's terms are never in it
     lr: float
     grad_norm: float  # before clipping
     tokens: int
@@ -86,6 +87,7 @@ class Trainer:
         self.average: dict[str, Tensor] = {}
         if config.average:
             self.average = {n: p.detach().clone() for n, p in self.parameters.items()}
+        self.kept: dict[str, Tensor] = {}  # what else a checkpoint must hold, by name
         self.step = 0
         self.bf16 = self._choose_bf16()
 
@@ -99,6 +101,10 @@ class Trainer:
         ]
         fused = self.device.type in ("cpu", "cuda")
         return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=fused)
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """What a run must be resumed with, part by part."""
+        return {"model": asdict(self.model.config), "training": asdict(self.config)}
 
     def train_step(self) -> Step:
         """One optimizer step over ``accumulate`` micro-batches.
@@ -115,7 +121,7 @@ class Trainer:
         balance_loss = torch.zeros((), device=self.device)
         counts_ME = None
         for micro in range(config.accumulate):
-            micro_loss, micro_balance, micro_counts_ME = self._backward(self._batch(micro), self.bf16)
+            micro_loss, micro_balance, micro_counts_ME = self._backward(micro, self.bf16)
             loss += micro_loss
             balance_loss += micro_balance
             if micro_counts_ME is not None:
@@ -137,21 +143,29 @@ class Trainer:
         balance = balance_loss.item() if self._balances_by_loss() else None
         return Step(self.step, loss.item(), lr, grad_norm.item(), tokens, seconds, counts_ME, balance)
 
-    def _batch(self, micro: int) -> Batch:
+    def batch(self, micro: int) -> Batch:
+        """What the model reads in this step's micro-batch; targets of -100 do not count."""
         config, context = self.config, self.model.config.context
         return self.corpus.batch(
             config.seed, self.step, config.batch_size, context, micro=micro, device=self.device
         )
 
-    def _backward(self, batch: Batch, bf16: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    def objective(self, logits_BLV: Tensor, batch: Batch, micro: int, loss: Tensor) -> Tensor:
+        """What is minimised, a mean over tokens. Here the cross-entropy ``loss`` itself."""
+        return loss
+
+    def _backward(self, micro: int, bf16: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """Add one micro-batch's gradients; return its share of the loss and of the balance loss, and its
         counts."""
+        batch = self.batch(micro)
         self.model.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             logits_BLV, routings = self.model(batch.tokens_BL)
-            loss = cross_entropy(logits_BLV, batch.targets_BL) / self.config.accumulate
+            loss = cross_entropy(logits_BLV, batch.targets_BL)
+            objective = self.objective(logits_BLV, batch, micro, loss) / self.config.accumulate
+        loss = loss / self.config.accumulate
         balance_loss = self._balance_loss(routings) / self.config.accumulate
-        (loss + self.config.loss_weight * len(routings) * balance_loss).backward()
+        (objective + self.config.loss_weight * len(routings) * balance_loss).backward()
         counts = torch.stack([routing.counts_E for routing in routings]) if routings else None
         return loss.detach(), balance_loss.detach(), counts
 
@@ -205,10 +219,9 @@ class Trainer:
     def _choose_bf16(self) -> bool:
         if self.config.autocast != "auto":
             return self.config.autocast == "bf16"
-        batch = self._batch(0)
         tasks: dict[str, Callable[[], object]] = {
-            "float32": lambda: self._backward(batch, bf16=False),
-            "bf16": lambda: self._backward(batch, bf16=True),
+            "float32": lambda: self._backward(0, bf16=False),
+            "bf16": lambda: self._backward(0, bf16=True),
         }
         seconds = interleaved_seconds(tasks, self.device, rounds=3, warmup=1)
         self.optimizer.zero_grad()

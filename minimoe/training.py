@@ -6,7 +6,6 @@ that take turns (so that all of them see the same machine).
     out/<name>/checkpoints/step-...     see ``checkpoint``
 """
 
-import dataclasses
 import shutil
 import signal
 import threading
@@ -125,8 +124,7 @@ def _open(folder: Path, trainer: Trainer, resume: bool) -> None:
         return
     header = {
         "kind": "run",
-        "model": dataclasses.asdict(trainer.model.config),
-        "training": dataclasses.asdict(trainer.config),
+        **trainer.settings(),
         "bf16": trainer.bf16,
         "domains": dict(zip(trainer.corpus.domains, trainer.corpus.sources, strict=True)),
         "machine": records.machine(trainer.device),
