@@ -62,6 +62,13 @@ def script(name: str):
     return module
 
 
+def test_the_memory_shown_is_the_recorded_one():
+    found = json.loads((ROOT / "docs" / "distill-memory.json").read_text())["found"]
+    table = script("distill_memory").markdown(found)
+    assert f"<!-- table of docs/distill-memory.json -->\n{table}\n" in README
+    assert all(ways["chunked"]["peak_mb"] < ways["plain"]["peak_mb"] / 4 for ways in found.values())
+
+
 def test_the_balance_table_shown_is_the_recorded_one():
     found = recorded("balance", "quick")
     table = script("balance").markdown(found["found"])
@@ -82,12 +89,18 @@ def test_the_8_bit_training_shown_is_the_recorded_one():
         assert statistics.fmean(training.gaps(found["found"], model, "naive")) > 10
 
 
-def test_the_precision_tables_shown_are_the_recorded_ones():
-    tables = json.loads((ROOT / "docs" / "precision.json").read_text())["tables"]
-    assert [table["name"] for table in tables] == [measure.__name__.replace("_", "-") for measure in TABLES]
-    for table in tables:
-        shown = Numbers(**table).markdown()
-        assert f"<!-- table {table['name']} of docs/precision.json -->\n{shown}\n" in README
+def test_the_tables_shown_are_the_recorded_ones():
+    tables = {
+        name: json.loads((ROOT / "docs" / f"{name}.json").read_text())["tables"]
+        for name in ("precision", "digits")
+    }
+    names = [table["name"] for table in tables["precision"]]
+    assert names == [measure.__name__.replace("_", "-") for measure in TABLES]
+    assert len(tables["digits"]) == 3
+    for file, several in tables.items():
+        for table in several:
+            shown = Numbers(**table).markdown()
+            assert f"<!-- table {table['name']} of docs/{file}.json -->\n{shown}\n" in README
 
 
 def test_the_search_shown_is_the_recorded_one():

@@ -1,0 +1,188 @@
+"""The commands ``minimoe distill`` and ``minimoe digits``."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.progress import Progress
+
+from minimoe import records
+from minimoe.checkpoint import load_model
+from minimoe.distill.digits import train_teachers
+from minimoe.distill.digits_report import TABLES, plot_dark_knowledge
+from minimoe.distill.experiment import ALONE, SETUPS, Experiment, Method, Setup, settings, teach
+from minimoe.distill.gather import gather
+from minimoe.distill.lesson import Lesson
+from minimoe.distill.losses import Kind
+from minimoe.distill.report import plot_distillation, print_distillation
+from minimoe.folders import close_folder, open_folder
+from minimoe.progress import Terminal
+from minimoe.report import print_numbers
+from minimoe.terminal import console, introduce, load, prepare
+
+
+@dataclass(frozen=True)
+class Distill:
+    """Teach a small model by a big one in every way, on real text, and compare it with itself trained alone.
+
+    Prints tables and saves distillation.png and distillation.json.
+    """
+
+    preset: Literal["quick"] = "quick"
+    """how much to train: quick (under 10 minutes on 2 CPU cores)"""
+    seeds: int = 1
+    """repeat with this many seeds and show the spread"""
+    methods: str = "all"
+    """some of the methods, joined by commas: "logits,top-4,on-policy"; alone is always among them"""
+    teacher: Path | None = None
+    """a run's folder (of compare: its seed-0/moe, say) or a checkpoint: teach by this model, train none"""
+    share: float = 1.0
+    """of the training text, what the students have; the teachers have all of it"""
+    teacher_tokens: int = 300_000
+    """bytes that the teacher writes for the students that see only its text"""
+    kind: Kind = "forward"
+    """divergence from the teacher: forward, reverse, jsd, skew or tv"""
+    temperature: float = 1.0
+    """T of both softmaxes"""
+    longer: int = 4
+    """how many times as long a student alone trains, to be read at the others' arithmetic"""
+    data: str = "default"
+    """default, article, all, names of domains joined by commas, or a folder of text files"""
+    device: str = "auto"
+    """auto, cpu, cuda or mps"""
+    threads: int | None = None
+    """CPU threads; None is one a core. On a machine that is busy with something else, fewer are faster"""
+    out: Path | None = None
+    """folder for records, checkpoints, table and figure [default: runs/distill-PRESET]"""
+    steps: int | None = None
+    """train for this many steps instead of the preset's"""
+    resume: bool = False
+    """go on with the run that was stopped in --out"""
+    overwrite: bool = False
+    """replace the run in --out"""
+    debug: bool = False
+    """show the traceback of an error"""
+
+    def run(self) -> None:
+        if self.seeds < 1 or self.longer < 1:
+            raise ValueError(f"--seeds ({self.seeds}) and --longer ({self.longer}) must be at least 1")
+        setup = self._setup()
+        methods = choose(setup, self.methods, mixture=self.teacher is None)
+        out = self.out or Path("runs") / f"distill-{self.preset}"
+        device = prepare(self.device, self.threads)
+        corpus = load(self.data)
+        teacher = None if self.teacher is None else load_model(self.teacher, device)
+        experiment = Experiment(setup, methods, corpus, out, self.seeds, device, teacher)
+        open_folder(out, settings(experiment, self.data), resume=self.resume, overwrite=self.overwrite)
+        introduce(corpus, device)
+
+        start = time.perf_counter()
+        teach(experiment, resume=self.resume, display=lambda title: Terminal(console, title), progress=bar)
+        with console.status("comparing"):
+            found = gather(experiment)
+        about = {
+            "preset": self.preset,
+            "share": self.share,
+            "machine": records.machine(device),
+            "domains": dict(zip(corpus.domains, corpus.sources, strict=True)),
+            "data": corpus.fingerprint,
+            "seconds": time.perf_counter() - start,
+        }
+        data = about | found
+        records.write_atomically(out / "distillation.json", json.dumps(data, indent=1) + "\n")
+        share = "" if self.share == 1 else f" · students have {self.share:.0%} of the text"
+        title = f"minimoe distill · {self.preset}{share} · seeds: {self.seeds}"
+        plot_distillation(data, out / "distillation.png", title)
+        close_folder(out)
+        console.print()
+        print_distillation(data, console)
+        console.print(
+            f"\nFigure: {out / 'distillation.png'}   Data: {out / 'distillation.json'}", soft_wrap=True
+        )
+
+    def _setup(self) -> Setup:
+        setup = dataclasses.replace(
+            SETUPS[self.preset],
+            share=self.share,
+            teacher_tokens=self.teacher_tokens,
+            longer=self.longer,
+            lesson=Lesson(kind=self.kind, temperature=self.temperature),
+        )
+        if self.steps is None:
+            return setup
+        training = dataclasses.replace(
+            setup.training,
+            steps=self.steps,
+            eval_every=max(1, min(setup.training.eval_every, self.steps // 10)),
+            warmup=min(setup.training.warmup, self.steps),
+        )
+        return dataclasses.replace(setup, training=training)
+
+
+@dataclass(frozen=True)
+class Digits:
+    """What distillation does on handwritten digits, even for those that a student never saw. A minute."""
+
+    seeds: int = 10
+    """networks of each kind, trained side by side"""
+    out: Path | None = None
+    """also write the tables to this JSON file, and the figure beside it (.png)"""
+    threads: int | None = None
+    """CPU threads; None is one a core"""
+    seed: int = 0
+    """of all random numbers"""
+    debug: bool = False
+    """show the traceback of an error"""
+
+    def run(self) -> None:
+        if self.out is not None and not self.out.parent.is_dir():
+            raise ValueError(f"--out {self.out}: there is no folder {self.out.parent}; make it first")
+        device = prepare("cpu", self.threads)
+        with console.status("training the teachers"):
+            teachers = train_teachers(seeds=self.seeds, seed=self.seed)
+        tables = []
+        for measure in TABLES:
+            with console.status("training students"):
+                tables.append(measure(teachers))
+            print_numbers(tables[-1], console)
+        if self.out is not None:
+            plot_dark_knowledge(teachers, self.out.with_suffix(".png"))
+            data = {"machine": records.machine(device), "seeds": self.seeds, "seed": self.seed}
+            data |= {"tables": [dataclasses.asdict(table) for table in tables]}
+            records.write_atomically(self.out, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
+
+def choose(setup: Setup, wanted: str, *, mixture: bool) -> dict[str, Method]:
+    """The methods that are asked for, in their order. Without a mixture to teach, those by it are left out.
+
+    Raises:
+        ValueError: there is no such method.
+    """
+    methods = {n: method for n, method in setup.methods().items() if mixture or method.teacher != "mixture"}
+    names = set(methods) if wanted == "all" else {name.strip() for name in wanted.split(",")} | {ALONE}
+    if unknown := names - methods.keys():
+        raise ValueError(f"--methods: there is no {sorted(unknown)[0]!r}; choose among {', '.join(methods)}")
+    return {name: method for name, method in methods.items() if name in names}
+
+
+def bar(title: str) -> Callable[[int, int], None]:
+    """Shows how far something has come: a bar on a terminal, a line at its end elsewhere."""
+    progress = Progress(console=console)
+    task = progress.add_task(title)
+
+    def told(done: int, of: int) -> None:
+        if not console.is_terminal:
+            if done == of:
+                console.print(f"{title}: done")
+            return
+        if not progress.live.is_started:
+            progress.start()
+        progress.update(task, completed=done, total=of)
+        if done == of:
+            progress.stop()
+
+    return told

@@ -1,0 +1,66 @@
+"""Reading the experiment back from its folder: curves from records, likenesses from the last checkpoints."""
+
+from typing import Any
+
+from minimoe.checkpoint import load_model
+from minimoe.cost import flops_per_token, parameters
+from minimoe.distill.evaluation import Likeness, likeness, samples, speeds
+from minimoe.distill.experiment import ALONE, LONGER, Experiment, Setup
+from minimoe.distill.outcome import Curve, Outcome, read_curve
+from minimoe.model import GPT
+from minimoe.results import Spread
+
+
+def gather(experiment: Experiment) -> dict[str, Any]:
+    """All that the experiment found as plain data, for JSON, the terminal and the figure."""
+    setup, methods = experiment.setup, experiment.methods
+    curves: dict[str, list[Curve]] = {name: [] for name in methods}
+    likenesses: dict[str, list[Likeness]] = {name: [] for name in methods}
+    students: dict[str, GPT] = {}
+    for seed in range(experiment.seeds):
+        teachers = experiment.teachers(seed)
+        for name, method in methods.items():
+            folder, master = experiment.student_folder(seed, name), teachers[method.teacher]
+            curves[name].append(read_curve(folder / "records.jsonl", method, setup, master.config))
+            students[name] = load_model(folder, experiment.device)
+            likenesses[name].append(likeness(students[name], master, experiment.corpus, setup.training))
+    outcome = Outcome(setup, methods, curves, likenesses)
+    writers = {f"teacher, {name}": model for name, model in teachers.items()} | students
+    writers.pop(LONGER, None)
+    return {
+        "seeds": experiment.seeds,
+        "steps": setup.training.steps,
+        "models": _models(setup, outcome, {"student": students[ALONE]} | teachers),
+        "methods": outcome.rows(),
+        "verdict": outcome.verdict(),
+        "curves": {
+            name: [
+                {"steps": c.steps.tolist(), "flops": c.flops.tolist(), "bits": c.bits.tolist()} for c in found
+            ]
+            for name, found in curves.items()
+        },
+        "samples": samples(writers, experiment.corpus),
+    }
+
+
+def _models(setup: Setup, outcome: Outcome, models: dict[str, GPT]) -> list[dict[str, Any]]:
+    """Sizes, costs and speeds: the student first. Training is counted in trainings of the student alone."""
+    speed = speeds(models)
+    once = flops_per_token(setup.student)
+    rows = []
+    for name, model in models.items():
+        config = model.config
+        bits = outcome.reached(ALONE) if name == "student" else outcome.teacher(name)
+        rows.append(
+            {
+                "model": name,
+                "parameters": parameters(config),
+                "active": parameters(config, active=True),
+                "megabytes": sum(tensor.nbytes for tensor in model.state_dict().values()) / 1e6,
+                "flops_per_token": flops_per_token(config, training=False),
+                "tokens_per_second": speed[name],
+                "training": None if name == "8 bits" else flops_per_token(config) / once,
+                "bits_per_byte": Spread.of(bits).as_dict(),
+            }
+        )
+    return rows
