@@ -33,7 +33,7 @@ def test_a_tiny_model_learns_a_page_by_heart(tiny, corpus, monkeypatch):
     long = replace(corpus, train=(np.zeros(200, np.uint8),), validation=(np.zeros(200, np.uint8),))
     model_config = replace(tiny, dim=48, hidden_dim=96, expert_dim=32, context=128)
     trainer = make(model_config, replace(long, domains=("page",)), steps=200, lr=1e-2)
-    monkeypatch.setattr(trainer, "_batch", lambda micro: batch)
+    monkeypatch.setattr(trainer, "batch", lambda micro: batch)
     for _ in range(200):
         last = trainer.train_step()
     assert last.loss / math.log(2) < 0.1
@@ -43,9 +43,9 @@ def test_micro_batches_give_the_gradient_of_one_batch(tiny, corpus, monkeypatch)
     """Four micro-batches of two sequences, against the same eight in one batch."""
     parts = make(tiny, corpus, batch_size=2, accumulate=4, clip=1e9)
     whole = make(tiny, corpus, batch_size=8, clip=1e9)
-    batches = [parts._batch(micro) for micro in range(4)]
+    batches = [parts.batch(micro) for micro in range(4)]
     together = type(batches[0])(*(torch.cat(column) for column in zip(*batches, strict=True)))
-    monkeypatch.setattr(whole, "_batch", lambda micro: together)
+    monkeypatch.setattr(whole, "batch", lambda micro: together)
     a, b = parts.train_step(), whole.train_step()
     assert a.loss == pytest.approx(b.loss, rel=1e-6)
     assert a.grad_norm == pytest.approx(b.grad_norm, rel=1e-5)
@@ -89,8 +89,8 @@ def test_each_balance_method_does_what_it_says(tiny_moe, corpus, balance):
 def test_the_balance_losses_gradient_is_the_sum_over_layers(tiny_moe, corpus):
     """Written out once more, on the batch that the trainer drew."""
     trainer = make(tiny_moe, corpus, balance="switch", balance_weight=0.5, accumulate=1)
-    batch = trainer._batch(0)
-    trainer._backward(batch, bf16=False)
+    batch = trainer.batch(0)
+    trainer._backward(0, bf16=False)
     actual = {name: p.grad.clone() for name, p in trainer.parameters.items()}
     trainer.model.zero_grad()
     logits, routings = trainer.model(batch.tokens_BL)
@@ -135,7 +135,7 @@ def test_no_balance_speed_no_bias(tiny_moe, corpus):
 def test_first_step_equals_adamw_by_hand(tiny_dense, corpus):
     trainer = make(tiny_dense, corpus, lr=0.01, warmup=0, weight_decay=0.5, clip=1e9)
     before = weights(trainer)
-    batch = trainer._batch(0)
+    batch = trainer.batch(0)
     cross_entropy(trainer.model(batch.tokens_BL)[0], batch.targets_BL).backward()
     gradients = {name: p.grad.clone() for name, p in trainer.parameters.items()}
     trainer.optimizer.zero_grad()

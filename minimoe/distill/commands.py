@@ -131,8 +131,8 @@ class Digits:
     """networks of each kind, trained side by side"""
     out: Path | None = None
     """also write the tables to this JSON file, and the figure beside it (.png)"""
-    threads: int | None = None
-    """CPU threads; None is one a core"""
+    threads: int = 1
+    """CPU threads; the networks are so small that more gain nothing, and on a busy machine lose minutes"""
     seed: int = 0
     """of all random numbers"""
     debug: bool = False
