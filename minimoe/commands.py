@@ -62,14 +62,7 @@ class Compare:
             raise ValueError(f"--seeds ({self.seeds}) must be at least 1")
         preset = PRESETS[self.preset]
         if self.steps is not None:
-            every = max(1, min(preset.training.eval_every, self.steps // 10))
-            training = dataclasses.replace(
-                preset.training,
-                steps=self.steps,
-                eval_every=every,
-                warmup=min(preset.training.warmup, self.steps),
-            )
-            preset = dataclasses.replace(preset, training=training)
+            preset = dataclasses.replace(preset, training=preset.training.shortened(self.steps))
         out = self.out or Path("runs") / f"compare-{self.preset}"
         device = prepare(self.device, self.threads)
         corpus = load(self.data)

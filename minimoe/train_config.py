@@ -1,7 +1,7 @@
 """How to train: everything that fixes a run beside the model and the text."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Autocast = Literal["off", "bf16", "auto"]
@@ -88,6 +88,11 @@ class TrainConfig:
         """Of the balance loss, a layer; 0 where there is none."""
         default = BALANCE_WEIGHTS.get(self.balance, 0.0)
         return default if self.balance_weight is None else self.balance_weight
+
+    def shortened(self, steps: int) -> "TrainConfig":
+        """The same for ``steps`` steps: evaluated ten times at least, the warm-up no longer than the run."""
+        every = max(1, min(self.eval_every, steps // 10))
+        return replace(self, steps=steps, eval_every=every, warmup=min(self.warmup, steps))
 
     def lr_at(self, step: int) -> float:
         """The rate of step ``step`` (0 is the first)."""

@@ -185,3 +185,15 @@ def test_article_domains_where_installed():
         text = corpus.train[0].tobytes().decode("utf-8", errors="replace")
         assert isinstance(corpus.train[0], np.ndarray)
         assert " the " in text
+
+
+def test_a_part_is_the_beginning_of_each_domain(corpus):
+    part = corpus.part(0.25)
+    for mine, whole in zip(part.train, corpus.train, strict=True):
+        assert mine.tobytes() == whole[: round(len(whole) / 4)].tobytes()
+    assert part.validation == corpus.validation
+    assert part.fingerprint != corpus.fingerprint
+    assert corpus.part(1) is corpus
+    for share in (0, 1.5):
+        with pytest.raises(ValueError, match=rf"share \({share}\)"):
+            corpus.part(share)

@@ -233,6 +233,7 @@ def test_a_teacher_of_ones_own(capsys, tmp_path):
     assert status == 0, text
     data = json.loads((again / "distillation.json").read_text())
     assert [row["model"] for row in data["models"]] == ["student", "dense"]
+    assert [row["training"] for row in data["models"]] == [1.0, None]  # who knows how long it was trained
     assert not (again / "seed-0" / "teacher").exists()
     arguments += ["--model.context", "16", "--overwrite"]
     assert cli.main([*arguments, "--device", "cpu"]) == 0

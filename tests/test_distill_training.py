@@ -105,7 +105,7 @@ def test_every_lesson_teaches_and_leaves_the_teacher_alone(tiny, corpus, teacher
     assert min(moved) > 0
     student.model.train()
     assert not teacher.training or name == "text"  # whoever looks does so in eval mode, whatever students do
-    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert all(p.grad is None and p.requires_grad for p in teacher.parameters())  # it may be trained on
     for key, value in teacher.state_dict().items():
         assert torch.equal(value, before[key])
 
@@ -182,6 +182,8 @@ def test_a_teacher_on_the_disk_teaches_like_the_one_at_hand(tiny_dense, corpus, 
         assert student.train_step().loss == pytest.approx(live.train_step().loss, rel=1e-3)
     assert student.evaluate().bits_per_byte != live.evaluate().bits_per_byte
     assert student.evaluate().bits_per_byte == pytest.approx(live.evaluate().bits_per_byte, rel=1e-3)
+    with pytest.raises(ValueError, match=r"answers at temperature 1.0 and the lesson has 2.0"):
+        Student(GPT(tiny_dense), corpus, config, replace(lesson, temperature=2.0), cached)
     own = Student(GPT(tiny_dense), corpus, config, replace(LESSONS["on-policy"], begins=0.0), cached)
     with pytest.raises(ValueError, match=r"these tokens"):
         for _ in range(config.steps):

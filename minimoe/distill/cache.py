@@ -112,6 +112,7 @@ class CachedTopK:
         wanted = run_settings(corpus, config, context) | {"temperature": temperature}
         compare(self.folder, found, wanted)
         self.settings = stored = Settings(**found)
+        self.temperature = stored.temperature
         self.k = stored.k if k is None else k
         for name, most, ours in (("steps", stored.steps, config.steps), ("k", stored.k, self.k)):
             if not 1 <= ours <= most:

@@ -114,13 +114,7 @@ class Distill:
         )
         if self.steps is None:
             return setup
-        training = dataclasses.replace(
-            setup.training,
-            steps=self.steps,
-            eval_every=max(1, min(setup.training.eval_every, self.steps // 10)),
-            warmup=min(setup.training.warmup, self.steps),
-        )
-        return dataclasses.replace(setup, training=training)
+        return dataclasses.replace(setup, training=setup.training.shortened(self.steps))
 
 
 @dataclass(frozen=True)

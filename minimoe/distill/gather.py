@@ -5,7 +5,7 @@ from typing import Any
 from minimoe.checkpoint import load_model
 from minimoe.cost import flops_per_token, parameters
 from minimoe.distill.evaluation import Likeness, likeness, samples, speeds
-from minimoe.distill.experiment import ALONE, LONGER, Experiment, Setup
+from minimoe.distill.experiment import ALONE, LONGER, Experiment
 from minimoe.distill.outcome import Curve, Outcome, read_curve
 from minimoe.model import GPT
 from minimoe.results import Spread
@@ -30,7 +30,7 @@ def gather(experiment: Experiment) -> dict[str, Any]:
     return {
         "seeds": experiment.seeds,
         "steps": setup.training.steps,
-        "models": _models(setup, outcome, {"student": students[ALONE]} | teachers),
+        "models": _models(experiment, outcome, {"student": students[ALONE]} | teachers),
         "methods": outcome.rows(),
         "verdict": outcome.verdict(),
         "curves": {
@@ -43,10 +43,12 @@ def gather(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def _models(setup: Setup, outcome: Outcome, models: dict[str, GPT]) -> list[dict[str, Any]]:
-    """Sizes, costs and speeds: the student first. Training is counted in trainings of the student alone."""
+def _models(experiment: Experiment, outcome: Outcome, models: dict[str, GPT]) -> list[dict[str, Any]]:
+    """Sizes, costs and speeds: the student first. Training is counted in trainings of the student alone, and
+    unknown (None) of a model that was not trained here."""
     speed = speeds(models)
-    once = flops_per_token(setup.student)
+    once = flops_per_token(experiment.setup.student)
+    trained = {"student", *experiment.taught}
     rows = []
     for name, model in models.items():
         config = model.config
@@ -59,7 +61,7 @@ def _models(setup: Setup, outcome: Outcome, models: dict[str, GPT]) -> list[dict
                 "megabytes": sum(tensor.nbytes for tensor in model.state_dict().values()) / 1e6,
                 "flops_per_token": flops_per_token(config, training=False),
                 "tokens_per_second": speed[name],
-                "training": None if name == "8 bits" else flops_per_token(config) / once,
+                "training": flops_per_token(config) / once if name in trained else None,
                 "bits_per_byte": Spread.of(bits).as_dict(),
             }
         )

@@ -30,13 +30,13 @@ class Teacher(Protocol):
 
 
 class AllLogits:
-    """A model at hand. It is put into eval mode, and stays there: nobody trains a teacher.
+    """A model at hand. It is put into eval mode, and stays there.
 
     It remembers its last answer, so that students who read the same batch in turn share one look.
     """
 
     def __init__(self, model: GPT) -> None:
-        self.model = model.eval().requires_grad_(False)
+        self.model = model.eval()
         self.last: tuple[Tensor, Tensor] | None = None
 
     @torch.no_grad()

@@ -61,6 +61,12 @@ class Student(Trainer):
             )
         if isinstance(teacher, AllLogits | LikeliestTokens):
             check_fit(model.config, teacher.model.config)
+        asked = getattr(teacher, "temperature", lesson.temperature)  # of a teacher seen through few tokens
+        if asked != lesson.temperature:
+            raise ValueError(
+                f"the teacher answers at temperature {asked} and the lesson has {lesson.temperature}; "
+                "make them the same"
+            )
         # Before the rest: choosing a dtype already takes a step's gradient.
         self.lesson, self.teacher, self.text = lesson, teacher, text
         self.known: dict[str, Any] = {}  # what a run that goes on must find again
