@@ -191,14 +191,31 @@ def test_the_command_leaves_table_figure_and_data(distilled, capsys):
     assert first[0] == longer[0]
 
 
+def head(folder):
+    """What a run was made with: the first record."""
+    return json.loads((folder / "records.jsonl").read_text().splitlines()[0])
+
+
+def test_every_run_is_trained_as_the_setup_says(distilled):
+    students, teachers = distilled / "seed-0" / "student", distilled / "seed-0" / "teacher"
+    assert head(students / "alone")["training"]["steps"] == 4
+    assert head(students / "alone-for-longer")["training"]["steps"] == 8
+    assert head(students / "logits")["training"]["lr"] == SETUP.training.lr
+    for name in ("dense", "mixture"):
+        assert head(teachers / name)["training"]["lr"] == SETUP.teacher_lr != SETUP.training.lr
+
+
 def test_a_finished_experiment_is_not_overwritten_and_a_stopped_one_goes_on(distilled, capsys, tmp_path):
     status, _, error = call(capsys, *SHORT, "--out", distilled)
     assert status == 1
     assert "finished run" in error or "setup" in error
     out = tmp_path / "out"
-    methods = ["--methods", "logits,on-policy,text 4k"]
+    methods = ["--methods", "logits,on-policy,text 4k", "--share", "0.5"]
     assert call(capsys, *SHORT, *methods, "--out", out)[0] == 0
     whole = json.loads((out / "distillation.json").read_text())
+    # students have half of the text, their teacher all of it
+    data = [head(out / "seed-0" / name)["data"] for name in ("teacher/dense", "student/logits")]
+    assert data[0] == whole["data"] != data[1]
     # as if it had been killed in the students' turns: unfinished, and one student has not begun
     mark = json.loads((out / "run.json").read_text())
     (out / "run.json").write_text(json.dumps(mark | {"finished": False}))

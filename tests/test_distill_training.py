@@ -223,6 +223,15 @@ def test_an_on_policy_student_reads_what_it_wrote(tiny_dense, corpus, teacher):
     assert student.kept["rows"].shape == (2 * 3, 17)
 
 
+def test_what_a_student_wrote_is_read_once(tiny_dense, corpus, teacher):
+    student = make(tiny_dense, corpus, replace(LESSONS["on-policy"], own=1.0, begins=0.0), teacher)
+    first, second, third, fourth = (student.batch(0).tokens_BL for _ in range(4))
+    student_rows = student.kept["rows"][:, :-1].long()
+    assert torch.equal(fourth, student_rows[:2])  # written anew, for three batches of two
+    assert not torch.equal(torch.cat((first, second)), torch.cat((second, third)))
+    assert not torch.equal(first, second)
+
+
 def test_what_a_student_writes_changes_as_it_learns(tiny_dense, corpus, teacher):
     lesson = replace(LESSONS["on-policy"], own=1.0, begins=0.0, refresh=1, sampling_temperature=0.0)
     student = make(tiny_dense, corpus, lesson, teacher)
