@@ -5,6 +5,7 @@ A user's mistake ends in one line that says what to change; ``--debug`` shows th
 
 import contextlib
 import io
+import os
 import re
 import shlex
 import sys
@@ -31,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("stopped")
         return 130
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         if "--debug" in arguments:
             raise
@@ -43,7 +46,13 @@ def entry() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    sys.exit(main())
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # ``| head`` has read enough; what is left goes nowhere, also at the process's end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    sys.exit(status)
 
 
 def _parse(arguments: list[str]) -> Any:

@@ -116,6 +116,17 @@ def test_one_line_on_any_terminal(encoding):
     assert (done.returncode, done.stderr.strip()) == (2, expected)
 
 
+def test_a_reader_that_stops_early_is_no_error():
+    """``minimoe --help | head``, with a reader that is gone before the first line."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "minimoe", "--help"], stdout=writing, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 def test_too_little_text_is_told_before_the_folder_is_claimed(capsys, tmp_path):
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "note.txt").write_text("a short note. " * 20 + "\n\n" + "and another. " * 200)
