@@ -91,7 +91,7 @@ SETUPS: dict[str, Setup] = {
         ModelConfig(dim=128, n_layers=4, n_heads=4, hidden_dim=336),
         ModelConfig(dim=96, n_layers=3, n_heads=3, n_experts=16, top_k=4, expert_dim=64),
         ModelConfig(dim=64, n_layers=2, n_heads=2, hidden_dim=176),
-        replace(_FAIR, steps=400, lr=3e-3, warmup=30, eval_every=50, checkpoint_every=100),
+        replace(_FAIR, steps=400, lr=5e-3, warmup=30, eval_every=50, checkpoint_every=100),
         teacher_lr=2e-3,
     ),
 }
