@@ -5,6 +5,10 @@
 The residual connection is the caller's. ``y, routing = moe(x)``: the layer keeps nothing between calls.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,6 +17,9 @@ from minimoe.moe.experts import DISPATCHES, Dispatch, Experts
 from minimoe.moe.routing import Choice, Router, Routing, Score
 from minimoe.precision.linear import linear
 from minimoe.precision.recipe import Recipe, as_recipe
+
+if TYPE_CHECKING:
+    from minimoe.moe.parallel import ExpertParallel
 
 
 class SwiGLU(nn.Module):
@@ -110,6 +117,7 @@ class MoE(nn.Module):
         )
         self.experts = Experts(dim, expert_dim, n_experts, recipe)
         self.shared_experts = SwiGLU(dim, n_shared * expert_dim, recipe) if n_shared else None
+        self.parallel: ExpertParallel | None = None  # set by parallel.expert_parallel_
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Routing]:
         """x (..., D) -> y (..., D) and where each token went; T in the routing counts all leading axes.
@@ -134,10 +142,20 @@ class MoE(nn.Module):
             mask_T = mask.reshape(-1)
             x_TD = x_TD.masked_fill(~mask_T.unsqueeze(-1), 0)
         routing = self.gate(x_TD, mask_T)
-        y_TD = self.experts(x_TD, routing, *self._dispatch(len(x_TD)))
-        if self.shared_experts is not None:
-            y_TD = y_TD + self.shared_experts(x_TD)
+        dispatch, capacity = self._dispatch(len(x_TD))
+        if self.parallel is None:
+            y_TD = self.experts(x_TD, routing, dispatch, capacity)
+            shared_TD = self._shared(x_TD)
+        else:
+            y_TD, shared_TD = self.parallel(
+                self.experts, x_TD, routing, mask_T, dispatch, meanwhile=lambda: self._shared(x_TD)
+            )
+        if shared_TD is not None:
+            y_TD = y_TD + shared_TD
         return y_TD.view(x.shape), routing
+
+    def _shared(self, x_TD: Tensor) -> Tensor | None:
+        return None if self.shared_experts is None else self.shared_experts(x_TD)
 
     def _dispatch(self, n_tokens: int) -> tuple[Dispatch, int | None]:
         """How the experts get their tokens, and how many each may take."""

@@ -1,0 +1,165 @@
+"""The same layer across processes: each holds some of the experts, and tokens travel to theirs and back.
+
+Process p of a group of P holds experts p * E/P and those after it. A token is sent once to each process
+that has any of its experts, with their weights; what comes back is the weighted sum over the experts there,
+and at home the processes' sums are added up. (One row a process and not one an expert, as DeepSeek-V3 sends
+one a node; arXiv 2412.19437, section 3.2.2.) The shared expert works while the tokens travel, and its
+backward pass while their gradients do.
+
+How many rows will come must be known before there is a place for them: one small exchange of counts, which
+the host waits for. Sums over a token's rows use index_add, which on a GPU adds in an order of its own unless
+``torch.use_deterministic_algorithms(True)`` is set.
+
+Dimensions: T tokens, D model width, E experts, K experts a token, P processes, N rows sent, M rows received,
+R (row, expert) pairs among those.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from minimoe.moe.experts import Dispatch, Experts
+from minimoe.moe.journey import Journey, depart, land
+from minimoe.moe.layer import MoE
+from minimoe.moe.routing import Routing
+from minimoe.moe.wire import Meter, Wire, check_wire, legs
+
+
+class ExpertParallel:
+    """How a layer whose experts are spread over a group reaches them. Held by the layer, no part of its
+    state."""
+
+    def __init__(self, group: dist.ProcessGroup, wire: Wire, meter: Meter | None) -> None:
+        self.group, self.wire, self.meter = group, wire, meter
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        self.replicated: nn.Module | None = (
+            None  # the experts, where copies of them elsewhere must stay alike
+        )
+
+    def __call__(
+        self,
+        experts: Experts,
+        x_TD: Tensor,
+        routing: Routing,
+        mask_T: Tensor | None,
+        dispatch: Dispatch,
+        meanwhile: Callable[[], Tensor | None],
+    ) -> tuple[Tensor, Tensor | None]:
+        """x_TD, its routing -> y_TD of the routed experts, and what ``meanwhile`` returns: work of one's own,
+        done while tokens travel. Padding (mask_T False) stays at home."""
+        n_local = len(experts.gate_up_proj)
+        process_TK = routing.ids_TK // n_local
+        visits_TP = torch.zeros(len(x_TD), self.size, dtype=torch.bool, device=x_TD.device)
+        visits_TP.scatter_(1, process_TK, True)
+        if mask_T is not None:
+            visits_TP &= mask_T.unsqueeze(1)
+        process_N, token_N = visits_TP.T.nonzero(as_tuple=True)  # by process, then by token
+        sent_P, received_P = self._counts(visits_TP.sum(0))
+
+        here_NK = process_TK[token_N] == process_N.unsqueeze(1)
+        ids_NK = (routing.ids_TK[token_N] % n_local).where(here_NK, -1).to(torch.int16)
+        weights_NK = routing.weights_TK[token_N].where(here_NK, 0)
+        dtype = x_TD.dtype  # of what the experts say
+        if torch.is_autocast_enabled(x_TD.device.type):
+            dtype = torch.get_autocast_dtype(x_TD.device.type)
+        leg = legs(self.wire, x_TD.shape[1], ids_NK.shape[1], x_TD.dtype, dtype, weights_NK.dtype)
+        there = Journey(self.group, sent_P, received_P, leg["dispatch"], leg["dispatch backward"], self.meter)
+        back = Journey(self.group, received_P, sent_P, leg["combine"], leg["combine backward"], self.meter)
+
+        ticket = depart(there, _wide(x_TD).index_select(0, token_N), weights_NK, ids_NK)
+        other = meanwhile()
+        x_MD, weights_MK, ids_MK = land(there, ticket)
+        y_MD = self._work(experts, x_MD.to(x_TD.dtype), weights_MK, ids_MK, dispatch)
+        (y_ND,) = land(back, depart(back, y_MD))
+        return y_ND.new_zeros(x_TD.shape).index_add(0, token_N, y_ND).to(dtype), other
+
+    def _counts(self, sent_P: Tensor) -> tuple[list[int], list[int]]:
+        """How many rows go to each process, and come from it."""
+        received_P = torch.empty_like(sent_P)
+        dist.all_to_all_single(received_P, sent_P, group=self.group)
+        if self.meter is not None:
+            self.meter.count("counts", [1] * self.size, sent_P.itemsize, self.rank)
+        sent, received = torch.stack((sent_P, received_P)).tolist()
+        return sent, received
+
+    def _work(
+        self, experts: Experts, x_MD: Tensor, weights_MK: Tensor, ids_MK: Tensor, dispatch: Dispatch
+    ) -> Tensor:
+        """Each row's experts here, weighted and added up. Rows have different numbers of them, so each (row,
+        expert) pair becomes a row with one expert."""
+        row_R, slot_R = (ids_MK >= 0).nonzero(as_tuple=True)
+        weights_R1 = weights_MK[row_R, slot_R].unsqueeze(1)
+        ids_R1 = ids_MK[row_R, slot_R].long().unsqueeze(1)
+        pairs = Routing(
+            weights_R1, ids_R1, weights_R1, ids_R1
+        )  # scores and counts are nobody's business here
+        work = self.replicated if self.replicated is not None and torch.is_grad_enabled() else experts
+        y_RD = work(x_MD.index_select(0, row_R), pairs, dispatch)
+        y_RD = _wide(y_RD)
+        return y_RD.new_zeros(x_MD.shape).index_add(0, row_R, y_RD)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float32 at least: what a token's rows are added up in."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def expert_parallel_(
+    module: nn.Module,
+    group: dist.ProcessGroup | None = None,
+    *,
+    wire: Wire = "full",
+    meter: Meter | None = None,
+) -> nn.Module:
+    """Spread the experts of every ``MoE`` in ``module`` over a group's processes, in place; returns it.
+
+    Every process calls it with the same module (same weights), before it makes an optimizer. Each then holds
+    E/P experts a layer, brings tokens of its own, and must run forward and backward together with the
+    others. Gradients of the experts are those of the sum of all processes' losses; what is not an expert is
+    left to data parallelism.
+
+    Args:
+        group: of torch.distributed; None is the default group.
+        wire: ``full``, ``bf16`` or ``fp8``, see ``wire``.
+        meter: counts what is sent, all layers together.
+
+    Raises:
+        ValueError: there is no process group, the experts do not divide, the layer is parallel already, or it
+            drops tokens by a rule that would need to see those of all processes.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        raise ValueError(
+            "expert parallelism needs a process group: call torch.distributed.init_process_group first, "
+            "or start the program with torchrun"
+        )
+    check_wire(wire)
+    group = dist.group.WORLD if group is None else group
+    assert group is not None
+    layers = [layer for layer in module.modules() if isinstance(layer, MoE)]
+    size, rank = dist.get_world_size(group), dist.get_rank(group)
+    for layer in layers:
+        _check(layer, size)
+    for layer in layers:
+        for name in ("gate_up_proj", "down_proj"):
+            whole = getattr(layer.experts, name)
+            mine = whole.detach().chunk(size)[rank].clone()
+            setattr(layer.experts, name, nn.Parameter(mine, whole.requires_grad))
+        layer.parallel = ExpertParallel(group, wire, meter)
+    return module
+
+
+def _check(layer: MoE, size: int) -> None:
+    n_experts = len(layer.gate.weight)
+    if layer.parallel is not None:
+        raise ValueError("the layer's experts are spread already; build a new layer to spread them anew")
+    if n_experts % size:
+        raise ValueError(f"n_experts ({n_experts}) must be divisible by the number of processes ({size})")
+    if layer.dispatch == "capacity" or layer.gate.choice == "expert":
+        raise ValueError(
+            f"dispatch {layer.dispatch!r} with choice {layer.gate.choice!r} drops tokens by comparing all of "
+            "them, and each process sees its own; use choice 'token' and another dispatch"
+        )
+    if not isinstance(layer.experts.gate_up_proj, nn.Parameter):
+        raise ValueError("the experts hold codes for inference (quantize_weights_); spread them before that")
