@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from minimoe.cost import parameters
 from minimoe.model import GPT, ModelConfig
 from minimoe.records import write_atomically
 from minimoe.trainer import Trainer
@@ -37,9 +38,19 @@ class CheckpointError(ValueError):
 def save(folder: Path, trainer: Trainer) -> Path:
     """Write the trainer's whole state below ``folder``; older checkpoints but one are then removed.
 
+    Of several processes that train together one writes, what all have.
+
     Raises:
         CheckpointError: the disk is full or not writable; earlier checkpoints are untouched.
     """
+    tensors = {
+        name: trainer.processes.whole(content(trainer))
+        for name, content in (("model", _model_tensors), ("training", _training_tensors))
+    }
+    return trainer.processes.once(lambda: _write(folder, trainer, tensors))
+
+
+def _write(folder: Path, trainer: Trainer, tensors: dict[str, dict[str, Tensor]]) -> Path:
     final = folder / f"step-{trainer.step:08d}"
     if final.exists():  # a resumed run that has not moved yet
         return final
@@ -48,7 +59,6 @@ def save(folder: Path, trainer: Trainer) -> Path:
         for unfinished in folder.glob("*.tmp"):  # left by a kill
             shutil.rmtree(unfinished)
         temporary.mkdir(parents=True)
-        tensors = {"model": _model_tensors(trainer), "training": _training_tensors(trainer)}
         checksums = {}
         for name, content in tensors.items():
             path = temporary / f"{name}.safetensors"
@@ -85,7 +95,7 @@ def save(folder: Path, trainer: Trainer) -> Path:
 def needed_bytes(trainer: Trainer) -> int:
     """About how much disk a run's checkpoints take at their peak (two kept, one being written)."""
     per_parameter = 4 * (4 if trainer.config.average else 3)  # two moments, the weights, their average
-    return (KEEP + 1) * per_parameter * sum(p.numel() for p in trainer.parameters.values())
+    return (KEEP + 1) * per_parameter * parameters(trainer.model.config)
 
 
 def _all(folder: Path) -> list[Path]:
@@ -113,8 +123,8 @@ def restore(path: Path, trainer: Trainer) -> None:
             f"{trainer.corpus.fingerprint}: a package or Python changed, or --data did); "
             "restore it, or start anew with another --out"
         )
-    weights = _read_tensors(path, "model", state)
-    tensors = _read_tensors(path, "training", state)
+    weights = trainer.processes.mine(_read_tensors(path, "model", state))
+    tensors = trainer.processes.mine(_read_tensors(path, "training", state))
     trainer.model.load_state_dict(weights)
     with torch.no_grad():
         for name, parameter in trainer.parameters.items():

@@ -49,7 +49,9 @@ def entry() -> None:
     try:
         status = main()
         sys.stdout.flush()
-    except BrokenPipeError:  # ``| head`` has read enough; what is left goes nowhere, also at the process's end
+    except (
+        BrokenPipeError
+    ):  # ``| head`` has read enough; what is left goes nowhere, also at the process's end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     sys.exit(status)

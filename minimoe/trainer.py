@@ -21,6 +21,7 @@ from minimoe.data import Batch, Corpus
 from minimoe.model import GPT
 from minimoe.moe import MoE, Routing, max_violation, update_bias_
 from minimoe.moe.balance import sequence_loss, switch_loss
+from minimoe.processes import Alone
 from minimoe.timing import interleaved_seconds, synchronize
 from minimoe.train_config import BALANCE_WEIGHTS, TrainConfig
 
@@ -73,11 +74,24 @@ def cross_entropy(logits_BLV: Tensor, targets_BL: Tensor) -> Tensor:
 
 
 class Trainer:
-    """A model, its optimizer and its place in the run: all that a checkpoint must hold."""
+    """A model, its optimizer and its place in the run: all that a checkpoint must hold.
 
-    def __init__(self, model: GPT, corpus: Corpus, config: TrainConfig, device: str = "cpu") -> None:
+    With ``processes`` it is one of several that train one model together, each on its share of every batch;
+    ``config`` is of all, and so are the figures that come out.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        corpus: Corpus,
+        config: TrainConfig,
+        device: str = "cpu",
+        processes: Alone | None = None,
+    ) -> None:
         corpus.check(model.config.context, model.config.vocab_size)
+        self.processes = Alone() if processes is None else processes
         self.model = model.to(device)
+        self.network = self.processes.adopt(self.model, config)
         self.corpus = corpus
         self.config = config
         self.device = torch.device(device)
@@ -126,7 +140,9 @@ class Trainer:
             balance_loss += micro_balance
             if micro_counts_ME is not None:
                 counts_ME = micro_counts_ME + (0 if counts_ME is None else counts_ME)
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.clip)
+        loss, balance_loss = self.processes.mean(loss), self.processes.mean(balance_loss)
+        counts_ME = None if counts_ME is None else self.processes.total(counts_ME)
+        grad_norm = self.processes.clip(self.parameters, config.clip)
         if not (torch.isfinite(loss) and torch.isfinite(grad_norm)):
             self.optimizer.zero_grad()
             raise TrainingError(
@@ -146,9 +162,8 @@ class Trainer:
     def batch(self, micro: int) -> Batch:
         """What the model reads in this step's micro-batch; targets of -100 do not count."""
         config, context = self.config, self.model.config.context
-        return self.corpus.batch(
-            config.seed, self.step, config.batch_size, context, micro=micro, device=self.device
-        )
+        whole = self.corpus.batch(config.seed, self.step, config.batch_size, context, micro=micro)
+        return self.processes.share(whole).to(self.device)
 
     def objective(self, logits_BLV: Tensor, batch: Batch, micro: int, loss: Tensor) -> Tensor:
         """What is minimised, a mean over tokens. Here the cross-entropy ``loss`` itself."""
@@ -159,13 +174,14 @@ class Trainer:
         counts."""
         batch = self.batch(micro)
         self.model.train()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            logits_BLV, routings = self.model(batch.tokens_BL)
-            loss = cross_entropy(logits_BLV, batch.targets_BL)
-            objective = self.objective(logits_BLV, batch, micro, loss) / self.config.accumulate
-        loss = loss / self.config.accumulate
-        balance_loss = self._balance_loss(routings) / self.config.accumulate
-        (objective + self.config.loss_weight * len(routings) * balance_loss).backward()
+        with self.processes.exchange(last=micro + 1 == self.config.accumulate):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+                logits_BLV, routings = self.network(batch.tokens_BL)
+                loss = cross_entropy(logits_BLV, batch.targets_BL)
+                objective = self.objective(logits_BLV, batch, micro, loss) / self.config.accumulate
+            loss = loss / self.config.accumulate
+            balance_loss = self._balance_loss(routings) / self.config.accumulate
+            (objective + self.config.loss_weight * len(routings) * balance_loss).backward()
         counts = torch.stack([routing.counts_E for routing in routings]) if routings else None
         return loss.detach(), balance_loss.detach(), counts
 
@@ -173,8 +189,9 @@ class Trainer:
         """The mean over layers of the balance loss; 1 where all are even, 0 where there is none."""
         if not self._balances_by_loss():
             return torch.zeros((), device=self.device)
-        if self.config.balance == "switch":
-            losses = [switch_loss(routing) for routing in routings]
+        if self.config.balance == "switch":  # its loads are those of the whole batch
+            counts = [self.processes.total(routing.counts_E) for routing in routings]
+            losses = [switch_loss(r._replace(counts_E=c)) for r, c in zip(routings, counts, strict=True)]
         else:
             losses = [sequence_loss(routing, self.model.config.context) for routing in routings]
         return torch.stack(losses).mean()
@@ -199,22 +216,24 @@ class Trainer:
         """Bits per byte over the validation windows, in float32, with the averaged weights if any."""
         self.model.eval()
         nats = torch.zeros(len(self.corpus.domains), dtype=torch.float64)
-        counts_NME = None
+        n_experts = self.model.config.n_experts
+        counts_NME = torch.zeros(len(nats), len(self.mixtures), n_experts, dtype=torch.int64)
         batches = self.corpus.validation_batches(
             self.model.config.context, self.config.eval_sequences, self.config.batch_size
         )
-        for batch in batches:
+        for batch, counts in self.processes.deal(batches):
             batch = batch.to(self.device)
             logits_BLV, routings = functional_call(self.model, self.average, (batch.tokens_BL,))
+            if not counts:
+                continue
             domain = batch.domains_B[0]  # a batch is of one domain
             nats[domain] += cross_entropy(logits_BLV, batch.targets_BL).item() * len(batch.domains_B)
             if routings:
-                counts_ME = torch.stack([routing.counts_E for routing in routings]).cpu()
-                if counts_NME is None:
-                    counts_NME = counts_ME.new_zeros(len(nats), *counts_ME.shape)
-                counts_NME[domain] += counts_ME
+                counts_NME[domain] += torch.stack([routing.counts_E for routing in routings]).cpu()
+        nats, counts_NME = self.processes.total(nats), self.processes.total(counts_NME)
         bits = nats / self.config.eval_sequences / math.log(2)
-        return Evaluation(self.step, dict(zip(self.corpus.domains, bits.tolist(), strict=True)), counts_NME)
+        domains = dict(zip(self.corpus.domains, bits.tolist(), strict=True))
+        return Evaluation(self.step, domains, counts_NME if self.mixtures else None)
 
     def _choose_bf16(self) -> bool:
         if self.config.autocast != "auto":
@@ -225,4 +244,4 @@ class Trainer:
         }
         seconds = interleaved_seconds(tasks, self.device, rounds=3, warmup=1)
         self.optimizer.zero_grad()
-        return seconds["bf16"] < 0.95 * seconds["float32"]
+        return self.processes.once(lambda: seconds["bf16"] < 0.95 * seconds["float32"])

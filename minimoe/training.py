@@ -21,6 +21,7 @@ from minimoe.data import Corpus
 from minimoe.memory import keep_freed_memory
 from minimoe.model import GPT
 from minimoe.moe.balance import statistics
+from minimoe.processes import Alone
 from minimoe.progress import Display, Silent
 from minimoe.train_config import TrainConfig
 from minimoe.trainer import Evaluation, Step, Trainer, TrainingError
@@ -39,10 +40,12 @@ def train(
     device: str = "cpu",
     resume: bool = False,
     display: Display | None = None,
+    processes: Alone | None = None,
 ) -> list[Evaluation]:
     """Train a model; return its evaluations, the last one after the last step.
 
     Args:
+        processes: ``together.Together`` where several processes train the model, each calling this.
         out: a folder for records and checkpoints; None keeps nothing.
         resume: go on from the newest checkpoint in ``out``; on a CPU to the same bits as if the run had
             never stopped. Evaluations made before the checkpoint are not returned again.
@@ -50,7 +53,7 @@ def train(
     Raises:
         TrainingError, CheckpointError: with the remedy. Interrupted: Ctrl-C, after saving.
     """
-    trainer = Trainer(model, corpus, config, device)
+    trainer = Trainer(model, corpus, config, device, processes)
     folders = {"model": Path(out)} if out is not None else {}
     evaluations: list[Evaluation] = []
     train_in_turns({"model": trainer}, folders, resume=resume, display=display, keep=evaluations)
@@ -76,7 +79,7 @@ def train_in_turns(
             # After a kill in mid-turn some are a step ahead: the others catch up first.
             name = min(waiting, key=lambda n: trainers[n].step)
             _turn(name, trainers[name], folders.get(name), display, keep)
-            if stop.is_set():
+            if trainers[name].processes.agree(stop.is_set()):
                 for other, folder in folders.items():
                     checkpoint.save(folder / "checkpoints", trainers[other])
                 raise Interrupted
@@ -107,20 +110,10 @@ def _turn(
 
 def _open(folder: Path, trainer: Trainer, resume: bool) -> None:
     """Make a run's folder ready: restore the newest checkpoint, or begin the records."""
-    file = folder / "records.jsonl"
-    newest = checkpoint.latest(folder / "checkpoints")
-    if not resume and (newest or file.exists()):
-        raise TrainingError(f"{folder} already holds a run; resume it, or choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    needed, free = checkpoint.needed_bytes(trainer), shutil.disk_usage(folder).free
-    if needed > free:
-        raise TrainingError(
-            f"checkpoints will need {needed / 1e6:,.0f} MB in {folder} and {free / 1e6:,.0f} MB are "
-            "free; free some space or choose another --out"
-        )
-    if newest:
+    newest = trainer.processes.once(lambda: _claim(folder, trainer, resume))
+    if newest is not None:
         checkpoint.restore(newest, trainer)
-        records.cut_after(file, trainer.step)
+        trainer.processes.once(lambda: records.cut_after(folder / "records.jsonl", trainer.step))
         return
     header = {
         "kind": "run",
@@ -129,12 +122,27 @@ def _open(folder: Path, trainer: Trainer, resume: bool) -> None:
         "domains": dict(zip(trainer.corpus.domains, trainer.corpus.sources, strict=True)),
         "machine": records.machine(trainer.device),
     }
-    records.write_atomically(file, "")
+    trainer.processes.once(lambda: records.write_atomically(folder / "records.jsonl", ""))
     _record(folder, trainer, header)
 
 
+def _claim(folder: Path, trainer: Trainer, resume: bool) -> Path | None:
+    """The checkpoint to go on from, or None. Refuses a folder that holds a run already, or a full disk."""
+    newest = checkpoint.latest(folder / "checkpoints")
+    if not resume and (newest or (folder / "records.jsonl").exists()):
+        raise TrainingError(f"{folder} already holds a run; resume it, or choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    needed, free = checkpoint.needed_bytes(trainer), shutil.disk_usage(folder).free
+    if needed > free:
+        raise TrainingError(
+            f"checkpoints will need {needed / 1e6:,.0f} MB in {folder} and {free / 1e6:,.0f} MB are "
+            "free; free some space or choose another --out"
+        )
+    return newest
+
+
 def _record(folder: Path | None, trainer: Trainer, record: records.Record) -> None:
-    if folder is None:
+    if folder is None or not trainer.processes.writes:
         return
     try:
         records.append(folder / "records.jsonl", record | {"data": trainer.corpus.fingerprint})

@@ -1,0 +1,199 @@
+"""Several processes that train one model: experts spread over some of them, the rest of the model copied.
+
+Started by ``torchrun``. Of W processes, groups of P hold the experts of each layer between them (expert
+parallelism, ``moe.parallel``); everything else stands in every process and learns from its share of each
+batch (torch's DistributedDataParallel). With W / P groups each expert stands W / P times, and its copies are
+kept alike by DistributedDataParallel too. A checkpoint holds the whole model, and any number of processes can
+go on from it.
+
+Every gradient is that of the mean loss over the whole batch. Those of the experts come as the sum over the
+group, because each process sends in the gradients of its own mean; hence a division by P.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
+
+from minimoe.data import Batch
+from minimoe.model import GPT
+from minimoe.moe import MoE
+from minimoe.moe.parallel import expert_parallel_
+from minimoe.moe.wire import Meter, Wire
+from minimoe.processes import Alone, Network, T
+from minimoe.train_config import TrainConfig
+
+EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
+
+
+class Elsewhere(Exception):
+    """Another process has failed, and tells why."""
+
+
+class Together(Alone):
+    """One of the processes of torch.distributed's default group.
+
+    Args:
+        expert_parallel: P, the processes that hold a layer's experts between them.
+        wire: how tokens travel, see ``moe.wire``.
+
+    Raises:
+        ValueError: there is no group, or its size is not a multiple of P.
+    """
+
+    def __init__(self, expert_parallel: int = 1, wire: Wire = "full", meter: Meter | None = None) -> None:
+        if not (dist.is_available() and dist.is_initialized()):
+            raise ValueError(
+                f"expert parallelism over {expert_parallel} processes needs as many processes: start with "
+                f"torchrun --nproc-per-node {expert_parallel} -m minimoe train --expert-parallel ..."
+            )
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        if expert_parallel < 1 or self.size % expert_parallel:
+            raise ValueError(
+                f"{self.size} processes cannot be split into groups of expert_parallel ({expert_parallel}); "
+                "make their number a multiple of it"
+            )
+        self.expert_parallel, self.wire, self.meter = expert_parallel, wire, meter
+        shape = (self.size // expert_parallel, expert_parallel)
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("copies", "experts"))
+        self.copies, self.experts = mesh.get_group("copies"), mesh.get_group("experts")
+        self.writes = self.rank == 0
+        self._wrapped: list[DistributedDataParallel] = []
+
+    def adopt(self, model: GPT, config: TrainConfig) -> Network:
+        """Spread the experts, wrap the rest.
+
+        Raises:
+            ValueError: the batch does not divide by the processes, the experts do not by P, or the gate has
+                jitter, whose noise each process would draw anew after a restart.
+        """
+        if config.batch_size % self.size:
+            raise ValueError(
+                f"batch_size ({config.batch_size}) must be divisible by the number of processes ({self.size})"
+            )
+        if model.config.jitter:
+            raise ValueError(f"jitter ({model.config.jitter}) goes with one process alone; make it 0")
+        expert_parallel_(model, self.experts, wire=self.wire, meter=self.meter)
+        for layer in model.modules():
+            if isinstance(layer, MoE) and layer.parallel is not None and dist.get_world_size(self.copies) > 1:
+                layer.parallel.replicated = self._wrap(layer.experts, self.copies)
+        spread = [name for name, _ in model.named_parameters() if _is_spread(name)]
+        buffers = [name for name, _ in model.named_buffers()]  # alike everywhere already
+        # torch has no public way to leave some parameters out.
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, spread + buffers)
+        return self._wrap(model, dist.group.WORLD)
+
+    def _wrap(self, module: nn.Module, group: dist.ProcessGroup | None) -> DistributedDataParallel:
+        wrapped = DistributedDataParallel(module, process_group=group)
+        self._wrapped.append(wrapped)
+        return wrapped
+
+    def share(self, batch: Batch) -> Batch:
+        return Batch(*(x.chunk(self.size)[self.rank] for x in batch))
+
+    def deal(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
+        """Batch 0 to process 0, 1 to 1, …. Where the last round is not full, some run a batch that does not
+        count: the others need them, for their experts."""
+        dealt = list(batches)
+        for start in range(0, len(dealt), self.size):
+            mine = start + self.rank
+            yield dealt[min(mine, len(dealt) - 1)], mine < len(dealt)
+
+    @contextmanager
+    def exchange(self, last: bool) -> Iterator[None]:
+        with ExitStack() as stack:
+            for wrapped in () if last else self._wrapped:
+                stack.enter_context(wrapped.no_sync())
+            yield
+
+    def mean(self, x: Tensor) -> Tensor:
+        return self.total(x) / self.size
+
+    def total(self, x: Tensor) -> Tensor:
+        x = x.detach().clone()
+        dist.all_reduce(x)
+        return x
+
+    def clip(self, parameters: Mapping[str, Tensor], limit: float) -> Tensor:
+        """One norm over what all have and over the experts of the whole group."""
+        grads = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+        spread = [grad for name, grad in grads.items() if _is_spread(name)]
+        common = [grad for name, grad in grads.items() if not _is_spread(name)]
+        for grad in spread:
+            grad /= self.expert_parallel
+        square = torch.nn.utils.get_total_norm(spread).square()
+        dist.all_reduce(square, group=self.experts)
+        norm = (torch.nn.utils.get_total_norm(common).square() + square).sqrt()
+        torch.nn.utils.clip_grads_with_norm_(parameters.values(), limit, norm)
+        return norm
+
+    def agree(self, stop: bool) -> bool:
+        wants = torch.tensor(int(stop))
+        dist.all_reduce(wants, dist.ReduceOp.MAX)
+        return bool(wants)
+
+    def once(self, work: Callable[[], T]) -> T:
+        told: list[Any] = [None, False]
+        if self.writes:
+            try:
+                told = [work(), True]
+            finally:
+                dist.broadcast_object_list(told)
+        else:
+            dist.broadcast_object_list(told)
+        result, well = told
+        if not well:
+            raise Elsewhere
+        return result
+
+    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: self._gather(t) if _is_spread(name) and t.ndim else t for name, t in tensors.items()}
+
+    def _gather(self, mine: Tensor) -> Tensor:
+        parts = [torch.empty_like(mine) for _ in range(self.expert_parallel)]
+        dist.all_gather(parts, mine.contiguous(), group=self.experts)
+        return torch.cat(parts)
+
+    def mine(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        place = dist.get_rank(self.experts)
+        return {
+            name: t.chunk(self.expert_parallel)[place].clone() if _is_spread(name) and t.ndim else t
+            for name, t in tensors.items()
+        }
+
+    def check_same(self, settings: dict[str, Any]) -> None:
+        """Refuse to start where a process has other settings than the first.
+
+        Raises:
+            ValueError: in every process, naming the setting and both values.
+        """
+        all_settings: list[dict[str, Any]] = [{} for _ in range(self.size)]
+        dist.all_gather_object(all_settings, settings)
+        first = all_settings[0]
+        for process, other in enumerate(all_settings):
+            for key in sorted(first.keys() | other.keys()):
+                if first.get(key) != other.get(key):
+                    raise ValueError(
+                        f"process {process} was started with {key} = {other.get(key)}, process 0 with "
+                        f"{first.get(key)}; start all with the same"
+                    )
+
+
+def _is_spread(name: str) -> bool:
+    """Whether a tensor is of the routed experts: a parameter, its average or its moments."""
+    return name.endswith(EXPERTS)
+
+
+def join(device: str, timeout: float) -> None:
+    """Join the processes that ``torchrun`` has started; it says who is who in the environment.
+
+    ``timeout`` is how many seconds to wait for one that does not answer.
+    """
+    backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
