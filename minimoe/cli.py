@@ -14,7 +14,9 @@ from typing import Any
 
 import tyro
 
-from minimoe.commands import COMMANDS
+from minimoe.commands import COMMANDS, Train
+from minimoe.launch import launched
+from minimoe.together import Elsewhere
 from minimoe.training import Interrupted
 
 
@@ -23,11 +25,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     command = _parse(arguments)
     try:
+        if launched() and not isinstance(command, Train):
+            raise ValueError("torchrun starts several processes, and of the commands only train knows how")
         command.run()
         return 0
+    except Elsewhere:
+        return 1
     except Interrupted:
         again = [flag for flag in arguments if flag not in ("--resume", "--overwrite")]
-        _say(f"stopped; everything is saved. To go on: minimoe {shlex.join(again)} --resume")
+        how = "the same torchrun, with -m minimoe" if launched() else "minimoe"
+        if not launched() or os.environ["RANK"] == "0":
+            _say(f"stopped; everything is saved. To go on: {how} {shlex.join(again)} --resume")
         return 130
     except KeyboardInterrupt:
         _say("stopped")

@@ -17,11 +17,14 @@ from minimoe import records
 from minimoe.checkpoint import load_model
 from minimoe.compare import PRESETS, PresetName, read_results, settings, train_all
 from minimoe.distill.commands import Digits, Distill
-from minimoe.folders import close_folder, open_folder
+from minimoe.folders import close_folder, holds_run, open_folder
 from minimoe.generation import check_sampling, generate
+from minimoe.launch import check_same, joined, launched, local_device, restarted
 from minimoe.model import GPT, ModelConfig
+from minimoe.moe.wire import Wire
 from minimoe.numbers import TABLES
 from minimoe.plots import plot_comparison
+from minimoe.processes import Alone
 from minimoe.progress import Terminal
 from minimoe.report import print_comparison, print_numbers
 from minimoe.terminal import console, introduce, load, prepare
@@ -110,6 +113,12 @@ class Train:
     """CPU threads; None is one a core. On a machine that is busy with something else, fewer are faster"""
     out: Path = Path("runs/train")
     """folder for records and checkpoints"""
+    expert_parallel: int | None = None
+    """so many processes hold the experts of a layer between them; start them with torchrun"""
+    wire: Wire = "full"
+    """how tokens travel between processes: full, bf16, or fp8 (and results in bf16)"""
+    timeout: float = 300.0
+    """seconds to wait for a process that does not answer"""
     resume: bool = False
     """go on with the run that was stopped in --out"""
     overwrite: bool = False
@@ -119,6 +128,11 @@ class Train:
 
     def run(self) -> None:
         device = prepare(self.device, self.threads)
+        with joined(self.expert_parallel, self.wire, self.timeout, local_device(device)) as processes:
+            console.quiet = not processes.writes
+            self._run(device, processes)
+
+    def _run(self, device: str, processes: Alone) -> None:
         corpus = load(self.data)
         corpus.check(self.model.context, self.model.vocab_size)
         wanted = {
@@ -127,19 +141,31 @@ class Train:
             "data": self.data,
             "device": device,
         }
-        open_folder(self.out, wanted, resume=self.resume, overwrite=self.overwrite)
-        introduce(corpus, device)
+        if self.wire != "full":
+            wanted["wire"] = self.wire
+        if launched():
+            check_same(wanted | {"expert_parallel": self.expert_parallel, "text": corpus.fingerprint})
+        resume = processes.once(lambda: self._open(wanted))
+        if processes.writes:
+            introduce(corpus, device)
         torch.manual_seed(self.train.seed)
         evaluations = train(
-            GPT(self.model), corpus, self.train, out=self.out, device=device,
-            resume=self.resume, display=Terminal(console),
+            GPT(self.model), corpus, self.train, out=self.out, device=local_device(device),
+            resume=resume, display=Terminal(console) if processes.writes else None, processes=processes,
         )  # fmt: skip
-        close_folder(self.out)
+        processes.once(lambda: close_folder(self.out))
         if evaluations:
             last = evaluations[-1]
             domains = ", ".join(f"{name} {bits:.3f}" for name, bits in last.domains.items())
             console.print(f"\nvalidation bits per byte {last.bits_per_byte:.3f} ({domains})")
         console.print(f"Try it: minimoe sample --run {self.out}", soft_wrap=True)
+
+    def _open(self, wanted: dict[str, Any]) -> bool:
+        """Claim the folder; whether to go on with what is in it. After a restart that goes without saying."""
+        again = restarted() and holds_run(self.out)
+        resume = self.resume or again
+        open_folder(self.out, wanted, resume=resume, overwrite=self.overwrite and not again)
+        return resume
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,12 @@ def close_folder(out: Path) -> None:
     _write_mark(out, mark["settings"] if mark else {}, finished=True)
 
 
+def holds_run(out: Path) -> bool:
+    """Whether a run was begun in ``out`` and is not finished."""
+    mark = _read_mark(out)
+    return mark is not None and not mark["finished"]
+
+
 def _read_mark(out: Path) -> dict[str, Any] | None:
     """What ``out`` says of itself; None where there is nothing. Raises ValueError for other things."""
     if out.exists() and not out.is_dir():

@@ -12,7 +12,6 @@ group, because each process sends in the gradients of its own mean; hence a divi
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -167,33 +166,7 @@ class Together(Alone):
             for name, t in tensors.items()
         }
 
-    def check_same(self, settings: dict[str, Any]) -> None:
-        """Refuse to start where a process has other settings than the first.
-
-        Raises:
-            ValueError: in every process, naming the setting and both values.
-        """
-        all_settings: list[dict[str, Any]] = [{} for _ in range(self.size)]
-        dist.all_gather_object(all_settings, settings)
-        first = all_settings[0]
-        for process, other in enumerate(all_settings):
-            for key in sorted(first.keys() | other.keys()):
-                if first.get(key) != other.get(key):
-                    raise ValueError(
-                        f"process {process} was started with {key} = {other.get(key)}, process 0 with "
-                        f"{first.get(key)}; start all with the same"
-                    )
-
 
 def _is_spread(name: str) -> bool:
     """Whether a tensor is of the routed experts: a parameter, its average or its moments."""
     return name.endswith(EXPERTS)
-
-
-def join(device: str, timeout: float) -> None:
-    """Join the processes that ``torchrun`` has started; it says who is who in the environment.
-
-    ``timeout`` is how many seconds to wait for one that does not answer.
-    """
-    backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
