@@ -46,7 +46,7 @@ def print_distillation(data: dict[str, Any], console: Console) -> None:
     about = "1 seed" if data["seeds"] == 1 else f"{data['seeds']} seeds, mean ±standard deviation"
     students = table(
         f"The students ({about})",
-        ["taught by", "bits*", "gap closed", "same choice", "KL", "FLOPs", "lead**"],
+        ["taught by", "bits*", "closed", "choice", "KL", "FLOPs", "lead**"],
     )
     for row in data["methods"]:
         equal = row["lead_at_equal_compute"]
@@ -60,8 +60,11 @@ def print_distillation(data: dict[str, Any], console: Console) -> None:
             "" if equal is None else shown_spread(equal),
         )
     console.print(students)
-    notes = "* a byte, at its best evaluation   ** in bits, over the student alone with as many FLOPs"
-    console.print(f"{notes}\n", style="dim")
+    notes = (
+        "* a byte, at its best evaluation   ** in bits, over the student alone with as many FLOPs\n"
+        "closed: of the gap to the teacher   choice: how often its likeliest byte is the teacher's\n"
+    )
+    console.print(notes, style="dim")
 
     domains = [name for name in data["methods"][0]["bits_per_byte"] if name != "all"]
     reached = table("Validation bits per byte at the end, by domain", ["", *domains])
@@ -125,7 +128,8 @@ def _bars(panel: Axes, rows: list[dict[str, Any]]) -> None:
     panel.set_xlim(left=left)
     for place, mean in enumerate(means):
         if mean < left:  # the others would be too small to see
-            panel.annotate(f" {mean:.0%}", (left, place), va="center")
+            box = {"facecolor": "#aaaaaa", "edgecolor": "none", "pad": 1}  # in front of an error bar
+            panel.annotate(f" {mean:.0%}", (left, place), va="center", bbox=box)
     panel.set_yticks(range(len(rows)), [row["method"] for row in rows])
     panel.axvline(0, color="black", linewidth=1)
     panel.xaxis.set_major_locator(MaxNLocator(5))

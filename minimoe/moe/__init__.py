@@ -5,7 +5,8 @@
 
 ``routing`` scores and chooses, ``experts`` brings tokens to the experts and back, ``balance`` keeps
 all experts at work, ``layer`` puts them together, ``presets`` are the layers of published models and
-``upcycling`` makes one from a dense network. Nothing in here knows of data, loops or files.
+``upcycling`` makes one from a dense network; ``parallel`` spreads the experts over processes, ``placement``
+evens what they have to do. Nothing in here knows of data, loops or files.
 """
 
 from minimoe.moe.balance import (
@@ -20,21 +21,28 @@ from minimoe.moe.balance import (
 )
 from minimoe.moe.experts import Experts
 from minimoe.moe.layer import MoE, SwiGLU
+from minimoe.moe.parallel import expert_parallel_
+from minimoe.moe.placement import Placement, place
 from minimoe.moe.presets import PRESETS, moe_from_config, preset
 from minimoe.moe.routing import Router, Routing, expert_choice, route
 from minimoe.moe.upcycling import upcycle
+from minimoe.moe.wire import Meter
 
 __all__ = [
     "PRESETS",
     "Experts",
+    "Meter",
     "MoE",
+    "Placement",
     "Router",
     "Routing",
     "SwiGLU",
     "count_by",
     "expert_choice",
+    "expert_parallel_",
     "max_violation",
     "moe_from_config",
+    "place",
     "preset",
     "route",
     "router_z_loss",

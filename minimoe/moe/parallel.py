@@ -15,6 +15,7 @@ R (row, expert) pairs among those.
 """
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -106,13 +107,16 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+Layers = TypeVar("Layers", bound=nn.Module)
+
+
 def expert_parallel_(
-    module: nn.Module,
+    module: Layers,
     group: dist.ProcessGroup | None = None,
     *,
     wire: Wire = "full",
     meter: Meter | None = None,
-) -> nn.Module:
+) -> Layers:
     """Spread the experts of every ``MoE`` in ``module`` over a group's processes, in place; returns it.
 
     Every process calls it with the same module (same weights), before it makes an optimizer. Each then holds

@@ -1,0 +1,181 @@
+"""What experts across processes cost: bytes sent, measured and predicted, and time.
+
+    python benchmarks/parallel.py              # five minutes on 2 CPU cores
+
+Three tables, which the README shows, and what they are made from in docs/parallel.json:
+
+bytes     one step of a layer on 4 processes, by rule of routing and by wire: the (token, other process) pairs
+          that chance predicts and that there were, the bytes that ``cost`` makes of those, and the metered ones
+speed     training steps of ``minimoe compare``'s mixture on 1, 2 and 4 processes of one thread, in turns
+predicted what a layer of DeepSeek-V3 would send on 8 and 64 GPUs, and how long at the bandwidths of its report
+"""
+
+import datetime
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import tyro
+
+from minimoe import GPT, ModelConfig, TrainConfig, load_corpus
+from minimoe.compare import PRESETS
+from minimoe.cost import flops_per_token, processes_visited, traffic
+from minimoe.memory import keep_freed_memory
+from minimoe.moe import MoE
+from minimoe.moe.parallel import expert_parallel_
+from minimoe.moe.wire import Meter
+from minimoe.records import machine, write_atomically
+from minimoe.together import Together
+from minimoe.trainer import Trainer
+
+DOCS = Path(__file__).parent.parent / "docs"
+LAYER = ModelConfig(dim=256, n_experts=64, top_k=8, expert_dim=64, n_groups=4)
+RULES = {"free": None, "at most 2": 2, "at most 1": 1}
+WIRES = ("full", "bf16", "fp8")
+TOKENS = 512  # a process
+V3 = ModelConfig(dim=7168, n_heads=56, n_experts=256, top_k=8, expert_dim=2048, n_groups=8, top_groups=4)
+IB, NVLINK = 50e9, 160e9  # bytes a second and GPU (DeepSeek-V3, arXiv 2412.19437, section 3.2.2)
+
+
+def start(function, size: int, *arguments: Any) -> list[Any]:
+    """Run a function in ``size`` processes that can talk to each other; what each returns."""
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_run, (function, size, folder, arguments), nprocs=size)
+        return [torch.load(f"{folder}/{rank}.pt", weights_only=False) for rank in range(size)]
+
+
+def _run(rank: int, function, size: int, folder: str, arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    limit = datetime.timedelta(seconds=120)
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=size, timeout=limit)
+    torch.save(function(*arguments), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def one_step(config: ModelConfig, wire: str) -> dict[str, int]:
+    """Forward and backward of a layer on this process's tokens: the pairs counted from the routing alone, and
+    the meter's bytes and messages."""
+    torch.manual_seed(0)
+    layer = MoE(
+        config.dim, config.expert_dim, config.n_experts, config.top_k,
+        n_groups=config.n_groups, top_groups=config.top_groups,
+    )  # fmt: skip
+    torch.nn.init.normal_(layer.gate.weight)
+    meter = Meter()
+    expert_parallel_(layer, wire=wire, meter=meter)
+    rank, size = dist.get_rank(), dist.get_world_size()
+    x = torch.randn(TOKENS, config.dim, generator=torch.Generator().manual_seed(1 + rank), requires_grad=True)
+    y, routing = layer(x)
+    y.square().sum().backward()
+    visits = [set(row) for row in (routing.ids_TK // (config.n_experts // size)).tolist()]
+    pairs = sum(len(row - {rank}) for row in visits)
+    return {"pairs": pairs, "bytes": meter.bytes.total(), "messages": meter.messages.total()}
+
+
+def measure_bytes(size: int = 4) -> list[dict[str, Any]]:
+    found = []
+    for rule, top_groups in RULES.items():
+        for wire in WIRES:
+            config = replace(LAYER, top_groups=top_groups)
+            seen = start(one_step, size, config, wire)
+            pairs = sum(each["pairs"] for each in seen)
+            chance = processes_visited(config, size) * (size - 1) / size
+            found.append(
+                {"rule": rule, "wire": wire, "chance": chance, "pairs": pairs / (size * TOKENS)}
+                | {"predicted": traffic(config, wire).total(pairs, size)}
+                | {name: sum(each[name] for each in seen) for name in ("bytes", "messages")}
+            )
+    return found
+
+
+def seconds_a_step(wire: str, steps: int) -> float:
+    """The median training step of the quick mixture, its batch shared by the processes there are."""
+    preset, corpus = PRESETS["quick"], load_corpus()
+    torch.manual_seed(0)
+    training: TrainConfig = preset.training
+    processes = Together(dist.get_world_size(), wire)
+    trainer = Trainer(GPT(preset.moe), corpus, training, processes=processes)
+    times = []
+    for _ in range(steps + 3):
+        begin = time.perf_counter()
+        trainer.train_step()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times[3:])
+
+
+def measure_speed(rounds: int, steps: int = 12) -> list[dict[str, Any]]:
+    """Each number of processes in turn, so that all see the same machine."""
+    cases = [(1, "full"), (2, "full"), (2, "fp8"), (4, "full")]
+    times: dict[tuple[int, str], list[float]] = {case: [] for case in cases}
+    for _ in range(rounds):
+        for size, wire in cases:
+            times[size, wire].append(max(start(seconds_a_step, size, wire, steps)))
+    alone = times[1, "full"]
+    return [
+        {"processes": size, "wire": wire, "ms": 1e3 * statistics.median(seconds)}
+        | {"speedup": statistics.median(a / b for a, b in zip(alone, seconds, strict=True))}
+        for (size, wire), seconds in times.items()
+    ]
+
+
+def predict() -> list[dict[str, Any]]:
+    """A layer of V3, a token: on 8 GPUs of one node, and on 64 of 8 nodes, where each node that a token visits
+    gets it once over InfiniBand (and passes it on inside, as V3 does; this project's dispatch does not)."""
+    found = []
+    for gpus, rule in ((8, "free"), (64, "free"), (64, "at most 4 nodes")):
+        config = replace(V3, top_groups=None if rule == "free" else V3.top_groups)
+        pairs = processes_visited(config, 8) * 7 / 8
+        for wire in ("bf16", "fp8"):
+            row = traffic(config, wire).training
+            bandwidth = NVLINK if gpus == 8 else IB
+            found.append(
+                {"gpus": gpus, "rule": rule, "wire": wire, "pairs": pairs, "bytes": pairs * row}
+                | {"over": "NVLink" if gpus == 8 else "InfiniBand", "us": 1e6 * pairs * row / bandwidth}
+            )
+    return found
+
+
+def markdown(found: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
+    """The three tables."""
+    lines = [
+        "| processes a token visits | wire | pairs a token, by chance | counted | bytes predicted | metered |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in found["bytes"]:
+        lines.append(
+            f"| {row['rule']} | {row['wire']} | {row['chance']:.3f} | {row['pairs']:.3f} | "
+            f"{row['predicted']:,.0f} | {row['bytes']:,} |"
+        )
+    speed = ["| processes | wire | ms a step | times as fast as one |", "|---|---|---|---|"]
+    for row in found["speed"]:
+        speed.append(f"| {row['processes']} | {row['wire']} | {row['ms']:.0f} | {row['speedup']:.2f} |")
+    predicted = [
+        "| GPUs | routing | wire | pairs a token | kB a token and layer | over | µs |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in found["predicted"]:
+        predicted.append(
+            f"| {row['gpus']} | {row['rule']} | {row['wire']} | {row['pairs']:.2f} | "
+            f"{row['bytes'] / 1e3:.0f} | {row['over']} | {row['us']:.1f} |"
+        )
+    return {"bytes": "\n".join(lines), "speed": "\n".join(speed), "predicted": "\n".join(predicted)}
+
+
+def main(rounds: int = 5) -> None:
+    """Measure, predict, print and record."""
+    found = {"bytes": measure_bytes(), "speed": measure_speed(rounds), "predicted": predict()}
+    data = {"machine": machine("cpu"), "layer": vars(LAYER), "tokens": TOKENS, **found}
+    write_atomically(DOCS / "parallel.json", json.dumps(data, indent=1) + "\n")
+    print("\n\n".join(markdown(found).values()))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
