@@ -2,12 +2,15 @@
 
     python benchmarks/parallel.py              # five minutes on 2 CPU cores
 
-Three tables, which the README shows, and what they are made from in docs/parallel.json:
+Four tables, which the README shows, and what they are made from in docs/parallel.json:
 
-bytes     one step of a layer on 4 processes, by rule of routing and by wire: the (token, other process) pairs
-          that chance predicts and that there were, the bytes that ``cost`` makes of those, and the metered ones
-speed     training steps of ``minimoe compare``'s mixture on 1, 2 and 4 processes of one thread, in turns
-predicted what a layer of DeepSeek-V3 would send on 8 and 64 GPUs, and how long at the bandwidths of its report
+bytes      one step of a layer on 4 processes, by rule of routing and by wire: the (token, other process)
+           pairs that chance predicts and those there were, the bytes that ``cost`` makes of them, the metered
+speed      training steps of ``minimoe compare``'s mixture on 1, 2 and 4 processes of one thread, in turns
+predicted  what a layer of DeepSeek-V3 would send on 8 and 64 GPUs, and how long that takes at the bandwidths
+           of its report
+placement  how much busier than the mean the busiest of 8 ranks is, by the text that a trained mixture reads:
+           experts in their order, and as ``place`` puts them with 8 slots to spare
 """
 
 import datetime
@@ -26,11 +29,11 @@ import tyro
 
 from minimoe import GPT, ModelConfig, TrainConfig, load_corpus
 from minimoe.compare import PRESETS
-from minimoe.cost import flops_per_token, processes_visited, traffic
+from minimoe.cost import processes_visited, traffic
 from minimoe.memory import keep_freed_memory
-from minimoe.moe import MoE
-from minimoe.moe.parallel import expert_parallel_
-from minimoe.moe.wire import Meter
+from minimoe.moe import Meter, MoE, expert_parallel_, place
+from minimoe.moe.placement import contiguous
+from minimoe.moe.wire import Wire
 from minimoe.records import machine, write_atomically
 from minimoe.together import Together
 from minimoe.trainer import Trainer
@@ -38,7 +41,7 @@ from minimoe.trainer import Trainer
 DOCS = Path(__file__).parent.parent / "docs"
 LAYER = ModelConfig(dim=256, n_experts=64, top_k=8, expert_dim=64, n_groups=4)
 RULES = {"free": None, "at most 2": 2, "at most 1": 1}
-WIRES = ("full", "bf16", "fp8")
+WIRES: tuple[Wire, ...] = ("full", "bf16", "fp8")
 TOKENS = 512  # a process
 V3 = ModelConfig(dim=7168, n_heads=56, n_experts=256, top_k=8, expert_dim=2048, n_groups=8, top_groups=4)
 IB, NVLINK = 50e9, 160e9  # bytes a second and GPU (DeepSeek-V3, arXiv 2412.19437, section 3.2.2)
@@ -60,7 +63,7 @@ def _run(rank: int, function, size: int, folder: str, arguments: tuple) -> None:
     dist.destroy_process_group()
 
 
-def one_step(config: ModelConfig, wire: str) -> dict[str, int]:
+def one_step(config: ModelConfig, wire: Wire) -> dict[str, int]:
     """Forward and backward of a layer on this process's tokens: the pairs counted from the routing alone, and
     the meter's bytes and messages."""
     torch.manual_seed(0)
@@ -96,7 +99,7 @@ def measure_bytes(size: int = 4) -> list[dict[str, Any]]:
     return found
 
 
-def seconds_a_step(wire: str, steps: int) -> float:
+def seconds_a_step(wire: Wire, steps: int) -> float:
     """The median training step of the quick mixture, its batch shared by the processes there are."""
     preset, corpus = PRESETS["quick"], load_corpus()
     torch.manual_seed(0)
@@ -113,8 +116,8 @@ def seconds_a_step(wire: str, steps: int) -> float:
 
 def measure_speed(rounds: int, steps: int = 12) -> list[dict[str, Any]]:
     """Each number of processes in turn, so that all see the same machine."""
-    cases = [(1, "full"), (2, "full"), (2, "fp8"), (4, "full")]
-    times: dict[tuple[int, str], list[float]] = {case: [] for case in cases}
+    cases: list[tuple[int, Wire]] = [(1, "full"), (2, "full"), (2, "fp8"), (4, "full")]
+    times: dict[tuple[int, Wire], list[float]] = {case: [] for case in cases}
     for _ in range(rounds):
         for size, wire in cases:
             times[size, wire].append(max(start(seconds_a_step, size, wire, steps)))
@@ -127,13 +130,13 @@ def measure_speed(rounds: int, steps: int = 12) -> list[dict[str, Any]]:
 
 
 def predict() -> list[dict[str, Any]]:
-    """A layer of V3, a token: on 8 GPUs of one node, and on 64 of 8 nodes, where each node that a token visits
-    gets it once over InfiniBand (and passes it on inside, as V3 does; this project's dispatch does not)."""
+    """A layer of V3, a token: on 8 GPUs of one node, and on 64 of 8 nodes, where each node that a token
+    visits gets it once over InfiniBand (and passes it on inside, as V3 does; our dispatch does not)."""
     found = []
     for gpus, rule in ((8, "free"), (64, "free"), (64, "at most 4 nodes")):
         config = replace(V3, top_groups=None if rule == "free" else V3.top_groups)
         pairs = processes_visited(config, 8) * 7 / 8
-        for wire in ("bf16", "fp8"):
+        for wire in WIRES[1:]:
             row = traffic(config, wire).training
             bandwidth = NVLINK if gpus == 8 else IB
             found.append(
@@ -143,10 +146,36 @@ def predict() -> list[dict[str, Any]]:
     return found
 
 
+def measure_placement(steps: int = 200, n_ranks: int = 8, n_slots: int = 40) -> list[dict[str, Any]]:
+    """By loads over the validation text of each domain: the busiest rank over the mean, mean over layers."""
+    preset, corpus = PRESETS["quick"], load_corpus()
+    torch.manual_seed(0)
+    trainer = Trainer(GPT(preset.moe), corpus, preset.training.shortened(steps))
+    for _ in range(steps):
+        trainer.train_step()
+    counts_NME = trainer.evaluate().counts_NME
+    assert counts_NME is not None
+    loads = {"all": counts_NME.sum(0)} | dict(zip(corpus.domains, counts_NME, strict=True))
+    layers, n_experts = loads["all"].shape
+    in_order, for_all = contiguous(n_experts, n_ranks, layers), place(loads["all"], n_slots, n_ranks=n_ranks)
+    return [
+        {
+            "text": name,
+            "in order": in_order.imbalance(loads_ME, n_ranks).mean().item(),
+            "for all text": for_all.imbalance(loads_ME, n_ranks).mean().item(),
+            "for this text": place(loads_ME, n_slots, n_ranks=n_ranks)
+            .imbalance(loads_ME, n_ranks)
+            .mean()
+            .item(),
+        }
+        for name, loads_ME in loads.items()
+    ]
+
+
 def markdown(found: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
-    """The three tables."""
+    """The tables."""
     lines = [
-        "| processes a token visits | wire | pairs a token, by chance | counted | bytes predicted | metered |",
+        "| processes visited | wire | pairs a token, by chance | counted | bytes predicted | metered |",
         "|---|---|---|---|---|---|",
     ]
     for row in found["bytes"]:
@@ -166,12 +195,18 @@ def markdown(found: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
             f"| {row['gpus']} | {row['rule']} | {row['wire']} | {row['pairs']:.2f} | "
             f"{row['bytes'] / 1e3:.0f} | {row['over']} | {row['us']:.1f} |"
         )
-    return {"bytes": "\n".join(lines), "speed": "\n".join(speed), "predicted": "\n".join(predicted)}
+    placed = ["| text read | in order | placed for all text | placed for this text |", "|---|---|---|---|"]
+    for row in found["placement"]:
+        cells = (f"{row[how]:.2f}" for how in ("in order", "for all text", "for this text"))
+        placed.append(f"| {row['text']} | {' | '.join(cells)} |")
+    tables = {"bytes": lines, "speed": speed, "predicted": predicted, "placement": placed}
+    return {name: "\n".join(table) for name, table in tables.items()}
 
 
 def main(rounds: int = 5) -> None:
     """Measure, predict, print and record."""
     found = {"bytes": measure_bytes(), "speed": measure_speed(rounds), "predicted": predict()}
+    found["placement"] = measure_placement()
     data = {"machine": machine("cpu"), "layer": vars(LAYER), "tokens": TOKENS, **found}
     write_atomically(DOCS / "parallel.json", json.dumps(data, indent=1) + "\n")
     print("\n\n".join(markdown(found).values()))

@@ -12,6 +12,8 @@ from rich.console import Console
 
 from minimoe.compare import PRESETS
 from minimoe.cost import flops_per_token, parameters
+from minimoe.distill.experiment import ALONE, SETUPS
+from minimoe.distill.report import print_distillation
 from minimoe.numbers import TABLES, Numbers
 from minimoe.report import print_comparison
 from minimoe.train_config import Balance
@@ -19,6 +21,7 @@ from minimoe.train_config import Balance
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RUNS = {"quick": 3, "standard": 1}  # recorded presets, and the seeds of each
+DISTILLED = {"quick": 1.0, "scarce": 0.05}  # recorded runs of distill, and the students' share of the text
 
 
 def recorded(kind: str, preset: str) -> dict:
@@ -60,6 +63,38 @@ def script(name: str):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize("name", DISTILLED)
+def test_the_distillation_shown_is_the_recorded_one_of_todays_preset(tmp_path, name):
+    found, setup = recorded("distill", name), SETUPS["quick"]
+    console = Console(record=True, width=100, file=(tmp_path / "out").open("w"))
+    print_distillation(found, console)
+    printed = "\n".join(line.rstrip() for line in console.export_text().splitlines())
+    mark = f"<!-- output of docs/distill-{name}.json -->\n"
+    shown = re.search(mark + r"```text\n(.*?)\n```", README, re.S)[1]
+    assert shown.strip() == printed.strip()
+    assert (found["seeds"], found["share"]) == (3, DISTILLED[name])
+    assert found["steps"] == setup.training.steps
+    assert {row["method"] for row in found["methods"]} == set(setup.methods())
+    for row, config in zip(found["models"], (setup.student, setup.teacher, setup.mixture), strict=False):
+        assert row["parameters"] == parameters(config)
+
+
+def test_the_students_rate_follows_its_search():
+    found = recorded("search", "distill")["found"]
+    assert f"<!-- table of docs/search-distill.json -->\n{script('search').markdown(found)}\n" in README
+    for schedule in {entry["schedule"] for entry in found}:
+        alone = [e for e in found if (e["model"], e["schedule"]) == (ALONE, schedule)]
+        best = min(alone, key=lambda entry: entry["bits_per_byte"])
+        assert best["lr"] == SETUPS["quick"].training.lr
+
+
+def test_the_parallel_tables_are_the_recorded_ones():
+    found = json.loads((ROOT / "docs" / "parallel.json").read_text())
+    for name, table in script("parallel").markdown(found).items():
+        assert f"<!-- table {name} of docs/parallel.json -->\n{table}\n" in README
+    assert found["predicted"] == script("parallel").predict()
 
 
 def test_the_memory_shown_is_the_recorded_one():

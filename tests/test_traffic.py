@@ -1,0 +1,102 @@
+"""What travels between processes, predicted from a configuration and metered on the way."""
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from several import run
+
+from minimoe import ModelConfig
+from minimoe.cost import processes_visited, traffic
+from minimoe.moe import Meter, MoE, expert_parallel_
+from minimoe.moe.wire import legs
+
+CONFIG = ModelConfig(dim=136, n_experts=12, top_k=4, expert_dim=16)
+RECORD = Path(__file__).parent.parent / "docs" / "parallel.json"
+
+
+@pytest.mark.parametrize(("n_experts", "top_k", "n_processes"), [(6, 2, 3), (8, 3, 2), (8, 1, 4), (9, 4, 9)])
+def test_visits_by_trying_every_choice(n_experts, top_k, n_processes):
+    config = replace(CONFIG, n_experts=n_experts, top_k=top_k)
+    each = n_experts // n_processes
+    choices = list(itertools.combinations(range(n_experts), top_k))
+    visited = sum(len({expert // each for expert in choice}) for choice in choices) / len(choices)
+    assert processes_visited(config, n_processes) == pytest.approx(visited, rel=1e-12)
+
+
+def test_visits_where_a_limit_holds():
+    limited = replace(CONFIG, n_groups=4, top_groups=2)
+    choices = list(itertools.combinations(range(6), 4))  # of two processes with three experts each
+    visited = sum(len({expert // 3 for expert in choice}) for choice in choices) / len(choices)
+    assert processes_visited(limited, 4) == pytest.approx(visited, rel=1e-12)
+    assert processes_visited(replace(limited, top_groups=4), 4) == processes_visited(CONFIG, 4)  # no limit
+    assert processes_visited(replace(limited, top_k=3, top_groups=1), 4) == 1
+
+
+def test_what_cannot_be_predicted_is_refused():
+    with pytest.raises(ValueError, match=r"n_experts \(12\) must be divisible by the processes \(5\)"):
+        processes_visited(CONFIG, 5)
+    with pytest.raises(ValueError, match=r"n_groups \(6\) must be the number of processes \(4\)"):
+        processes_visited(replace(CONFIG, n_groups=6, top_groups=2), 4)
+
+
+@pytest.mark.parametrize("dim", [128, 136, 7168])
+@pytest.mark.parametrize("wire", ["full", "bf16", "fp8"])
+def test_a_row_has_the_bytes_that_were_predicted(dim, wire):
+    predicted = traffic(replace(CONFIG, dim=dim, n_heads=4), wire)
+    found = legs(wire, dim, CONFIG.top_k, torch.float32, torch.float32, torch.float32)
+    assert {name: leg.nbytes for name, leg in found.items()} == {
+        "dispatch": predicted.dispatch,
+        "combine": predicted.combine,
+        "combine backward": predicted.combine_backward,
+        "dispatch backward": predicted.dispatch_backward,
+    }
+
+
+def one_step(config, wire, training):
+    torch.manual_seed(0)
+    layer = MoE(
+        config.dim,
+        config.expert_dim,
+        config.n_experts,
+        config.top_k,
+        n_groups=config.n_groups,
+        top_groups=config.top_groups,
+    )
+    torch.nn.init.normal_(layer.gate.weight)
+    meter = Meter()
+    expert_parallel_(layer, wire=wire, meter=meter)
+    x = torch.randn(20 + dist.get_rank(), config.dim, requires_grad=True)
+    y, routing = layer(x)
+    if training:
+        y.sum().backward()
+    return meter, routing.ids_TK.tolist()
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("wire", ["full", "bf16", "fp8"])
+@pytest.mark.parametrize("top_groups", [None, 2])
+def test_the_bytes_sent_are_those_predicted(tmp_path, wire, top_groups, training):
+    config = replace(CONFIG, n_groups=4, top_groups=top_groups)
+    found = run(one_step, 4, tmp_path, config, wire, training)
+    pairs = sum(
+        len({expert // 3 for expert in experts} - {rank})
+        for rank, (_, ids_TK) in enumerate(found)
+        for experts in ids_TK
+    )
+    assert pairs > 0
+    sent = sum(meter.bytes.total() for meter, _ in found)
+    assert sent == traffic(config, wire).total(pairs, 4, training=training)
+
+
+def test_the_recorded_bytes_are_those_predicted():
+    """The table that the README shows: nine rows, each to the byte, and chance within 3 %."""
+    rows = json.loads(RECORD.read_text())["bytes"]
+    assert len(rows) == 9
+    for row in rows:
+        assert row["bytes"] == row["predicted"]
+        assert row["pairs"] == pytest.approx(row["chance"], rel=0.03)
