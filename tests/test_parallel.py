@@ -33,18 +33,19 @@ WIRES = ("full", "bf16", "fp8")
 LEGS = ("counts", "dispatch", "combine", "combine backward", "dispatch backward")
 EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
 
-# The largest error over the tensor's largest number. Between x and a gradient stand half a dozen sums of fewer
-# than 50 terms, of both signs: 6 * 50 units of 2^-24 and 2^-53 at worst (2e-5, 4e-14), seldom a tenth of that.
+# The largest error over the tensor's largest number. Between x and a gradient stand half a dozen sums of at
+# most 50 terms: 300 roundings of 2^-24 or 2^-53, 2e-5 and 4e-14 if all went the same way, which they do not.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 
 def build(dtype: torch.dtype = torch.float64, seed: int = 1, **arguments: Any) -> MoE:
-    """The same in every process. Weights are so large that the experts are far from linear."""
+    """The same in every process. Weights are so large that the experts are far from linear, and no larger
+    in a wide layer: its scores would all be 1."""
     torch.manual_seed(seed)
     sizes = {"dim": DIM, "expert_dim": WIDTH, "n_experts": N_EXPERTS, "top_k": TOP_K}
     moe = MoE(**{**sizes, "dispatch": "reference", **arguments})
     for parameter in moe.parameters():
-        nn.init.normal_(parameter, std=0.3)
+        nn.init.normal_(parameter, std=1.2 * moe.dim**-0.5)
     return moe.to(dtype)
 
 
@@ -57,6 +58,7 @@ class Case:
     mask: bool = False
     bias: Callable[[int], Tensor] | None = None  # (E,) of so many processes
     autocast: bool = False
+    checkpointed: bool = False  # the forward pass again in the backward pass: tokens travel once more
     frozen: tuple[str, ...] = ()
 
     def build(self, size: int) -> MoE:
@@ -81,7 +83,8 @@ class Case:
     def step(self, moe: nn.Module, x: Tensor, upstream: Tensor, mask: Tensor) -> "Step":
         x = x.clone().requires_grad_("x" not in self.frozen)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
-            y, routing = moe(x, mask if self.mask else None)
+            inputs = (x, mask if self.mask else None)
+            y, routing = checkpoint(moe, *inputs, use_reentrant=False) if self.checkpointed else moe(*inputs)
         y.backward(upstream.to(y.dtype))
         grads = {name: parameter.grad for name, parameter in moe.named_parameters()}
         return Step(y.detach(), Routing(*(part.detach() for part in routing)), {"x": x.grad, **grads})
@@ -96,20 +99,16 @@ class Step:
     grads: dict[str, Tensor | None]
 
 
-def least(experts: slice) -> Callable[[int], Tensor]:
-    """A bias with which no token takes these experts: scores are between 0 and 1."""
-
-    def bias(size: int) -> Tensor:
-        bias_E = torch.zeros(N_EXPERTS)
-        bias_E[experts] = -10
-        return bias_E
-
-    return bias
+def uneven(size: int) -> list[int]:
+    """Process 0 brings no token, unless it is alone."""
+    return [3 * rank for rank in range(size)] if size > 1 else [3]
 
 
 def idle(size: int) -> Tensor:
-    """No token takes the last process's experts; of a single process the last expert."""
-    return least(slice(-max(1, N_EXPERTS // size if size > 1 else 1), None))(size)
+    """A bias with which no token takes the last process's experts (of one process: the last expert), because
+    scores are between 0 and 1."""
+    n_idle = N_EXPERTS // size if size > 1 else 1
+    return torch.zeros(N_EXPERTS).index_fill(0, torch.arange(N_EXPERTS - n_idle, N_EXPERTS), -10)
 
 
 CASES = {
@@ -125,13 +124,10 @@ CASES = {
     "two shared experts": Case({"n_shared": 2}),
     "mask": Case(mask=True),
     "bias": Case(bias=lambda size: torch.linspace(-1, 1, N_EXPERTS)[torch.randperm(N_EXPERTS)]),
-    "uneven": Case(counts=lambda size: [3 * rank or 3 * (size == 1) for rank in range(size)]),
-    "uneven float32": Case(
-        dtype=torch.float32, counts=lambda size: [3 * rank or 3 * (size == 1) for rank in range(size)]
-    ),
-    "a single token": Case(
-        {"top_k": 1, "normalize": False}, counts=lambda size: [1, *[0] * (size - 1)]
-    ),  # all but two receive nothing, one a single row
+    "uneven": Case(counts=uneven),
+    "uneven, float32": Case(dtype=torch.float32, counts=uneven),
+    # One process receives a single row, the others nothing; or some a single row each.
+    "a single token": Case({"top_k": 1, "normalize": False}, counts=lambda size: [1, *[0] * (size - 1)]),
     "a single token, float32": Case(dtype=torch.float32, counts=lambda size: [*[0] * (size - 1), 1]),
     "no token": Case(counts=lambda size: [0] * size),
     "an idle process": Case(bias=idle),
@@ -139,6 +135,7 @@ CASES = {
     "frozen gate": Case(frozen=("gate",)),
     "frozen gate and x": Case(frozen=("gate", "x")),
     "x without gradient": Case(frozen=("x",)),
+    "checkpointed": Case(checkpointed=True),
     "loop": Case({"dispatch": "loop"}),
     "loop, an idle process": Case({"dispatch": "loop"}, bias=idle),
     "loop, float32": Case({"dispatch": "loop"}, torch.float32),
@@ -147,7 +144,7 @@ CASES = {
     "auto": Case({"dispatch": "auto"}, torch.float32),
     "auto, float64, all at once": Case(
         {"dispatch": "auto", "n_shared": 2, "score": "softmax", "scale": 2.5},
-        counts=lambda size: [3 * rank or 3 * (size == 1) for rank in range(size)],
+        counts=uneven,
         mask=True,
         bias=idle,
     ),
@@ -155,7 +152,8 @@ CASES = {
     "bfloat16, grouped": Case({"dispatch": "grouped"}, torch.bfloat16),
     "autocast": Case({"dispatch": "auto"}, torch.float32, autocast=True),
     "autocast, no shared expert": Case({"dispatch": "loop", "n_shared": 0}, torch.float32, autocast=True),
-    "recipe": Case({"dispatch": "auto", "recipe": "deepseek-v3"}, torch.float32),
+    # Without the shared expert: for its weights' gradient tokens share scales, and each process has its own.
+    "recipe": Case({"dispatch": "auto", "recipe": "deepseek-v3", "n_shared": 0}, torch.float32),
     "recipe and autocast": Case(
         {"dispatch": "auto", "recipe": "deepseek-v3", "n_shared": 0}, torch.float32, autocast=True
     ),
@@ -221,7 +219,7 @@ def assert_same(actual: Step, expected: Step, limit: float) -> None:
 
 
 def tolerance(case: Case, size: int) -> float:
-    if case.dtype == torch.bfloat16 or case.autocast:
+    if case.dtype == torch.bfloat16 or (case.autocast and "recipe" not in case.layer):
         # bf16 rounds by 2^-8 at most. Across processes each one's share of a sum is rounded once more; the
         # shares of a large number are about as large. The final rounding is made on both sides: two more.
         return (size + 2) * 2**-8
@@ -241,6 +239,7 @@ def test_several_processes_do_what_one_does(done, name):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
     assert_same(several, whole, tolerance(case, size))
     assert several.y[~mask].count_nonzero() == 0
+    assert not case.mask or 0 < mask.sum() < len(mask)
 
 
 def visits(routing: Routing, size: int, mask: Tensor | None = None) -> np.ndarray:
@@ -257,8 +256,8 @@ def test_tokens_are_sent_once_to_each_process_and_padding_to_none(done, name):
     for rank, (process, mask) in enumerate(zip(done, masks, strict=True)):
         step, meter = process[name]
         away = np.arange(size) != rank
-        assert meter.rows["dispatch"] == visits(step.routing, size, mask)[:, away].sum()
-    assert not mask.all() or not case.mask or not len(mask)  # there was padding to send
+        times = 2 if case.checkpointed else 1
+        assert meter.rows["dispatch"] == times * visits(step.routing, size, mask)[:, away].sum()
 
 
 def test_groups_limit_the_processes_that_a_token_visits(done):
@@ -294,7 +293,9 @@ def to_e4m3(x: Tensor) -> Tensor:
     for start in range(0, x.shape[1], 128):
         tile = values[:, start : start + 128]
         scale = tile_scale(tile)
-        out[:, start : start + 128] = (tile / scale).astype(ml_dtypes.float8_e4m3fn).astype(np.float64) * scale
+        out[:, start : start + 128] = (tile / scale).astype(ml_dtypes.float8_e4m3fn).astype(
+            np.float64
+        ) * scale
     return torch.from_numpy(out)
 
 
@@ -406,9 +407,9 @@ def test_the_wire_rounds_float32_as_it_does_float64(wired, wire):
             continue
         assert error(actual, exact) <= 2**-7, name
         off = (actual.double() - exact).abs() > 1e-5 * exact.abs().max()
-        # A float32 sum is off by some 2^-22, a rounding boundary comes every 2^-8 to 2^-7 of a number, and
-        # each number is made of up to P of them.
-        assert off.double().mean() <= len(counts) * 2**-10, name
+        # A float32 sum is off by some 2^-22, a rounding boundary comes every 2^-8 of a number, and P numbers
+        # are added up: one in 2^14 / P falls on the other side. Four times that, and two that chance may add.
+        assert off.sum() <= 2 + off.numel() * len(counts) * 2**-12, name
 
 
 def test_a_bf16_layer_loses_nothing_on_a_bf16_wire(wired):
@@ -685,14 +686,7 @@ def in_turn(layers: nn.ModuleList, x: Tensor) -> Tensor:
     return layers[0](layers[0](x)[0])[0]
 
 
-def checkpointed(layers: nn.ModuleList, x: Tensor) -> Tensor:
-    """The forward pass again in the backward pass: tokens travel once more."""
-    for layer in layers:
-        x = x + checkpoint(lambda x, layer=layer: layer(x)[0], x, use_reentrant=False)
-    return x
-
-
-PROGRAMS = {program.__name__: program for program in (residual, two_in_flight, in_turn, checkpointed)}
+PROGRAMS = {program.__name__: program for program in (residual, two_in_flight, in_turn)}
 
 
 def pair() -> nn.ModuleList:
@@ -735,7 +729,9 @@ def joined_programs(steps: list[Step]) -> Step:
     renamed = []
     for layer in ("0.", "1."):
         ours = [
-            Step(s.y, s.routing, {n.removeprefix(layer): g for n, g in s.grads.items() if n.startswith(layer)})
+            Step(
+                s.y, s.routing, {n.removeprefix(layer): g for n, g in s.grads.items() if n.startswith(layer)}
+            )
             for s in steps
         ]
         renamed.append({layer + name: grad for name, grad in joined(ours).grads.items()})
@@ -870,6 +866,6 @@ def test_what_cannot_be_spread_is_refused_with_its_numbers(tmp_path):
 
 def test_experts_are_not_spread_without_a_process_group():
     moe = build()
-    with pytest.raises(ValueError, match="needs a process group: call .*init_process_group.* or .*torchrun"):
+    with pytest.raises(ValueError, match=r"needs a process group: call .*init_process_group.*torchrun"):
         expert_parallel_(moe)
     assert moe.parallel is None
