@@ -175,13 +175,15 @@ def measure_placement(steps: int = 200, n_ranks: int = 8, n_slots: int = 40) -> 
 def markdown(found: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
     """The tables."""
     lines = [
-        "| processes visited | wire | pairs a token, by chance | counted | bytes predicted | metered |",
-        "|---|---|---|---|---|---|",
+        "| processes visited | wire | pairs a token, by chance | counted | bytes predicted | metered | share "
+        "| messages |",
+        "|---|---|---|---|---|---|---|---|",
     ]
+    most = found["bytes"][0]["bytes"]
     for row in found["bytes"]:
         lines.append(
             f"| {row['rule']} | {row['wire']} | {row['chance']:.3f} | {row['pairs']:.3f} | "
-            f"{row['predicted']:,.0f} | {row['bytes']:,} |"
+            f"{row['predicted']:,.0f} | {row['bytes']:,} | {row['bytes'] / most:.0%} | {row['messages']} |"
         )
     speed = ["| processes | wire | ms a step | times as fast as one |", "|---|---|---|---|"]
     for row in found["speed"]:

@@ -287,24 +287,20 @@ def to_bf16(x: Tensor) -> Tensor:
 
 
 def to_e4m3(x: Tensor) -> Tensor:
-    """Each 128 numbers of a row over the power of two that brings the largest below 448, rounded to E4M3."""
     values = x.numpy().astype(np.float64)
-    out = np.empty_like(values)
-    for start in range(0, x.shape[1], 128):
-        tile = values[:, start : start + 128]
-        scale = tile_scale(tile)
-        out[:, start : start + 128] = (tile / scale).astype(ml_dtypes.float8_e4m3fn).astype(
-            np.float64
-        ) * scale
-    return torch.from_numpy(out)
+    scales = tile_scales(values)
+    return torch.from_numpy((values / scales).astype(ml_dtypes.float8_e4m3fn).astype(np.float64) * scales)
 
 
-def tile_scale(tile: np.ndarray) -> np.ndarray:
-    """(N, 1) 2^ceil(log2(amax / 448)), amax of what is finite; 2^-126 at least, 1 for zeros."""
-    amax = np.where(np.isfinite(tile), np.abs(tile), 0).max(1, keepdims=True)
+def tile_scales(values: np.ndarray) -> np.ndarray:
+    """2^ceil(log2(amax / 448)) of each number's 128 neighbours in its row, amax the largest that is finite;
+    2^-126 at least, and 1 for zeros."""
+    width = values.shape[1]
+    magnitudes = np.where(np.isfinite(values), np.abs(values), 0)
+    amax = np.maximum.reduceat(magnitudes, range(0, width, 128), axis=1).repeat(128, axis=1)[:, :width]
     fraction, exponent = np.frexp(amax / 448)  # fraction * 2^exponent, fraction from 1/2 to below 1
-    scale = np.ldexp(1.0, np.maximum(exponent - (fraction == 0.5), -126))
-    return np.where(amax == 0, 1.0, scale)
+    scales = np.ldexp(1.0, np.maximum(exponent - (fraction == 0.5), -126))
+    return np.where(amax == 0, 1.0, scales)
 
 
 ROUNDING = {"full": lambda x: x, "bf16": to_bf16, "fp8": to_e4m3}
@@ -421,8 +417,8 @@ def test_a_bf16_layer_loses_nothing_on_a_bf16_wire(wired):
 
 
 def test_a_bf16_layer_on_an_fp8_wire(wired):
-    """Against float64, which takes the same roundings of the wire: what is left is bf16's own error, that of
-    sums whose terms and partial sums are rounded by 2^-8 (tokens' gradients are added in bf16 here)."""
+    """Against float64, which takes the same roundings of the wire. What is left is bf16's own: half a dozen
+    roundings of 2^-8 from x to y and from there to dx, few of which go the same way."""
     counts, processes = wired
     several = joined([process["fp8", torch.bfloat16] for process in processes])
     moe = build(torch.bfloat16, **WIDE).double()
@@ -464,13 +460,7 @@ def test_rows_arrive_within_the_bound_of_their_rounding(kind, width):
             assert torch.equal(arrived.double(), expected), (wire, name)
             bound = 2**-8 * x.double().abs() + 2.0**-134  # half the smallest subnormal bf16
             if in_8_bits:
-                scale = np.concatenate(
-                    [
-                        np.broadcast_to(tile_scale(tile), tile.shape)
-                        for tile in np.split(x.double().numpy(), range(128, width, 128), 1)
-                    ],
-                    1,
-                )
+                scale = tile_scales(x.double().numpy())  # E4M3's smallest subnormal is 2^-9
                 bound = torch.maximum(2**-4 * x.double().abs(), torch.from_numpy(2**-10 * scale))
             assert ((arrived.double() - x.double()).abs() <= bound).all(), (wire, name)
 
@@ -515,6 +505,10 @@ def test_rows_are_packed_and_unpacked(n_rows, width, dtype):
                 assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
             assert all(map(torch.equal, arrived[1:], sent[1:])), name
             assert wire != "full" or torch.equal(arrived[0], x), name
+            same = [
+                column.encode(torch.ones((), dtype=column.dtype).expand(n_rows, 3)) for column in leg.columns
+            ]
+            assert all((part == part[:1]).all() for parts in same for part in parts)  # of stride 0
             for row in range(n_rows):  # each by itself, as when a process receives a single one
                 alone = leg.unpack(packed[row : row + 1])
                 assert all(torch.equal(one[0], all_[row]) for one, all_ in zip(alone, arrived, strict=True))
@@ -582,17 +576,22 @@ ROUTES = {
 }
 
 
-def metered(dim: int, counts: list[int]) -> dict[tuple[str, str], tuple[Meter, Watch, Routing]]:
+def metered(dim: int, counts: list[int]) -> dict[tuple[str, str], tuple[Meter, Watch, Routing, Tensor]]:
+    """The meter, what it should have seen, where tokens went, and (E/P,) how many each expert here was given."""
     done = {}
     for wire in WIRES:
         for name, route in ROUTES.items():
             meter = Meter()
             moe = expert_parallel_(build(torch.float32, dim=dim, **route), wire=wire, meter=meter)
+            given = []
+            moe.experts.register_forward_pre_hook(lambda _, inputs, g=given: g.append(inputs[1].ids_TK))
             torch.manual_seed(dist.get_rank())
             with watched() as watch:
                 y, routing = moe(torch.randn(counts[dist.get_rank()], dim, requires_grad=True))
                 y.sum().backward()
-            done[wire, name] = meter, watch, Routing(*(part.detach() for part in routing))
+            n_local = len(moe.experts.down_proj)
+            given_E = torch.cat(given).flatten().bincount(minlength=n_local)
+            done[wire, name] = meter, watch, Routing(*(part.detach() for part in routing)), given_E
     return done
 
 
@@ -621,13 +620,15 @@ def test_the_meter_counts_what_is_sent(tmp_path, dim, counts):
         for route in ROUTES:
             routings = [process[wire, route][2] for process in processes]
             for rank, process in enumerate(processes):
-                meter, watch, _ = process[wire, route]
+                meter, watch, _, _ = process[wire, route]
                 counted = {leg: (meter.bytes[leg], meter.messages[leg], meter.rows[leg]) for leg in LEGS}
                 assert counted == dict(zip(LEGS, watch.sent, strict=True)), (wire, route, rank)
                 assert counted == traffic(routings, rank, wire, dim), (wire, route, rank)
                 for counter in (meter.bytes, meter.messages, meter.rows):
                     assert counter.keys() == set(LEGS)
                     assert len(counts) > 1 or counter.total() == 0
+            given_E = torch.cat([process[wire, route][3] for process in processes])  # nothing in vain
+            assert torch.equal(given_E, sum(routing.counts_E for routing in routings))
 
 
 def one_after_another() -> list[str]:
