@@ -6,7 +6,8 @@ Four tables, which the README shows, and what they are made from in docs/paralle
 
 bytes      one step of a layer on 4 processes, by rule of routing and by wire: the (token, other process)
            pairs that chance predicts and those there were, the bytes that ``cost`` makes of them, the metered
-speed      training steps of ``minimoe compare``'s mixture on 1, 2 and 4 processes of one thread, in turns
+speed      training steps of ``minimoe compare``'s mixture on 1, 2 and 4 processes, in turns, and how much of
+           them a process waits for others
 predicted  what a layer of DeepSeek-V3 would send on 8 and 64 GPUs, and how long that takes at the bandwidths
            of its report
 placement  how much busier than the mean the busiest of 8 ranks is, by the text that a trained mixture reads:
@@ -18,6 +19,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,11 +29,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import tyro
 
-from minimoe import GPT, ModelConfig, TrainConfig, load_corpus
+from minimoe import GPT, ModelConfig, load_corpus
 from minimoe.compare import PRESETS
 from minimoe.cost import processes_visited, traffic
 from minimoe.memory import keep_freed_memory
 from minimoe.moe import Meter, MoE, expert_parallel_, place
+from minimoe.moe.journey import Journey
 from minimoe.moe.placement import contiguous
 from minimoe.moe.wire import Wire
 from minimoe.records import machine, write_atomically
@@ -99,33 +102,56 @@ def measure_bytes(size: int = 4) -> list[dict[str, Any]]:
     return found
 
 
-def seconds_a_step(wire: Wire, steps: int) -> float:
-    """The median training step of the quick mixture, its batch shared by the processes there are."""
-    preset, corpus = PRESETS["quick"], load_corpus()
+def seconds_a_step(wire: Wire, threads: int, steps: int) -> tuple[float, float]:
+    """The median training step of the quick mixture, its batch shared by the processes there are; and how
+    long in it this process waited for tokens and their gradients."""
+    torch.set_num_threads(threads)
+    preset, corpus, waited = PRESETS["quick"], load_corpus(), [0.0]
     torch.manual_seed(0)
-    training: TrainConfig = preset.training
-    processes = Together(dist.get_world_size(), wire)
-    trainer = Trainer(GPT(preset.moe), corpus, training, processes=processes)
+    trainer = Trainer(
+        GPT(preset.moe), corpus, preset.training, processes=Together(dist.get_world_size(), wire)
+    )
+    Journey.finish = _timed(Journey.finish, waited)  # type: ignore[method-assign]
     times = []
     for _ in range(steps + 3):
-        begin = time.perf_counter()
+        waited[0], begin = 0.0, time.perf_counter()
         trainer.train_step()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times[3:])
+        times.append((time.perf_counter() - begin, waited[0]))
+    whole, waiting = zip(*times[3:], strict=True)
+    return statistics.median(whole), statistics.median(waiting)
+
+
+def _timed(function: Callable[..., Any], total: list[float]) -> Callable[..., Any]:
+    """The function, which then adds its seconds to ``total[0]``."""
+
+    def run(*arguments: Any) -> Any:
+        begin = time.perf_counter()
+        result = function(*arguments)
+        total[0] += time.perf_counter() - begin
+        return result
+
+    return run
 
 
 def measure_speed(rounds: int, steps: int = 12) -> list[dict[str, Any]]:
-    """Each number of processes in turn, so that all see the same machine."""
-    cases: list[tuple[int, Wire]] = [(1, "full"), (2, "full"), (2, "fp8"), (4, "full")]
-    times: dict[tuple[int, Wire], list[float]] = {case: [] for case in cases}
+    """Each number of processes in turn, so that all see the same machine; of several the slowest."""
+    cases: list[tuple[int, int, Wire]] = [
+        (1, 1, "full"),
+        (1, 2, "full"),
+        (2, 1, "full"),
+        (2, 1, "fp8"),
+        (4, 1, "full"),
+    ]
+    times: list[list[tuple[float, float]]] = [[] for _ in cases]
     for _ in range(rounds):
-        for size, wire in cases:
-            times[size, wire].append(max(start(seconds_a_step, size, wire, steps)))
-    alone = times[1, "full"]
+        for (size, threads, wire), found in zip(cases, times, strict=True):
+            found.append(max(start(seconds_a_step, size, wire, threads, steps)))
     return [
-        {"processes": size, "wire": wire, "ms": 1e3 * statistics.median(seconds)}
-        | {"speedup": statistics.median(a / b for a, b in zip(alone, seconds, strict=True))}
-        for (size, wire), seconds in times.items()
+        {"processes": size, "threads": threads, "wire": wire}
+        | {"ms": 1e3 * statistics.median(step for step, _ in found)}
+        | {"waiting": 1e3 * statistics.median(waiting for _, waiting in found) if size > 1 else 0.0}
+        | {"speedup": statistics.median(a / b for (a, _), (b, _) in zip(times[0], found, strict=True))}
+        for (size, threads, wire), found in zip(cases, times, strict=True)
     ]
 
 
@@ -185,9 +211,15 @@ def markdown(found: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
             f"| {row['rule']} | {row['wire']} | {row['chance']:.3f} | {row['pairs']:.3f} | "
             f"{row['predicted']:,.0f} | {row['bytes']:,} | {row['bytes'] / most:.0%} | {row['messages']} |"
         )
-    speed = ["| processes | wire | ms a step | times as fast as one |", "|---|---|---|---|"]
+    speed = [
+        "| processes | threads each | wire | ms a step | of them waiting | times as fast as one |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in found["speed"]:
-        speed.append(f"| {row['processes']} | {row['wire']} | {row['ms']:.0f} | {row['speedup']:.2f} |")
+        speed.append(
+            f"| {row['processes']} | {row['threads']} | {row['wire']} | {row['ms']:.0f} | "
+            f"{row['waiting']:.0f} | {row['speedup']:.2f} |"
+        )
     predicted = [
         "| GPUs | routing | wire | pairs a token | kB a token and layer | over | µs |",
         "|---|---|---|---|---|---|---|",

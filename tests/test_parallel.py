@@ -505,10 +505,8 @@ def test_rows_are_packed_and_unpacked(n_rows, width, dtype):
                 assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
             assert all(map(torch.equal, arrived[1:], sent[1:])), name
             assert wire != "full" or torch.equal(arrived[0], x), name
-            same = [
-                column.encode(torch.ones((), dtype=column.dtype).expand(n_rows, 3)) for column in leg.columns
-            ]
-            assert all((part == part[:1]).all() for parts in same for part in parts)  # of stride 0
+            ones = [torch.ones((), dtype=c.dtype).expand(n_rows, c.width) for c in leg.columns]  # of stride 0
+            assert torch.equal(leg.pack(ones), leg.pack([one.clone() for one in ones])), name
             for row in range(n_rows):  # each by itself, as when a process receives a single one
                 alone = leg.unpack(packed[row : row + 1])
                 assert all(torch.equal(one[0], all_[row]) for one, all_ in zip(alone, arrived, strict=True))
@@ -577,7 +575,7 @@ ROUTES = {
 
 
 def metered(dim: int, counts: list[int]) -> dict[tuple[str, str], tuple[Meter, Watch, Routing, Tensor]]:
-    """The meter, what it should have seen, where tokens went, and (E/P,) how many each expert here was given."""
+    """The meter, what it should have seen, where tokens went, and (E/P,) how many each expert was given."""
     done = {}
     for wire in WIRES:
         for name, route in ROUTES.items():

@@ -3,8 +3,8 @@
 The reference is always the same training in a single process. In float64 the two may differ by rounding
 alone, 1e-16 of a sum, and are held to 1e-10. In float32 a sum taken in another order is off by some 1e-7 of
 itself, and twenty steps of AdamW, which divides each gradient by its own size, were measured to leave losses
-within 2e-7 and weights within 1e-7; they are held to 1e-5. The smallest bug looked for (a factor of P or W,
-counts of one process alone) moves some figure by more than a thousandth.
+within 2e-7 and weights within 1e-7; they are held to 1e-5. Of the bugs tried (a factor of P or W, counts or
+norms of one process alone) the faintest moved losses by 3e-5, and what is held to 1e-10 by far more.
 
 W processes, in groups of P that hold the experts between them.
 """
@@ -120,8 +120,10 @@ def assert_close(actual: dict, expected: dict, tolerance: float, about: str = ""
     """Relative to a tensor's norm; counts and biases, which are made of them, to the bit. The process's own
     generators, which nothing here draws from, may differ."""
     assert actual.keys() == expected.keys(), about
-    for name in expected.keys() - {"generator.cpu"}:
-        a, b = actual[name], expected[name]
+    for name, b in expected.items():
+        a = actual[name]
+        if name == "generator.cpu":
+            continue
         if not b.is_floating_point() or name.endswith("correction_bias"):
             assert torch.equal(a, b), f"{about} {name}"
             continue
@@ -373,7 +375,7 @@ def test_all_learn_of_wishes_results_and_errors(tmp_path):
 # ---- checkpoints
 
 STOP, GO_ON = 3, 3
-SAVED = replace(MODEL, first_dense=0), replace(CONFIG, average=0.5, balance_speed=0.01, accumulate=2)
+SAVED = MODEL, replace(CONFIG, average=0.5, balance_speed=0.01, accumulate=2)
 
 
 def losses(trainer, steps):
@@ -968,6 +970,5 @@ def test_torchrun_restarts_a_run_whose_worker_was_killed(text, tmp_path, straigh
     said = process.communicate(timeout=60)[1].decode()
     assert killed is not None, said
     assert process.returncode == 0, said
-    assert "start all again with --resume" in said  # by the one that was left
     assert_same_records(out, straight(steps))
     assert load_model(out).config.n_experts == 4
