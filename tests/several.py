@@ -11,10 +11,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-_CONTEXT = mp.get_context(
-    "forkserver"
-)  # forks from a server that has imported torch already: a tenth of a second
-_CONTEXT.set_forkserver_preload(["torch", "minimoe.together"])
+# Processes are forked from a server that has imported the slow modules already: a tenth of a second each.
+CONTEXT = mp.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "pytest", "minimoe.cli"])
 
 
 def run(
@@ -27,7 +26,7 @@ def run(
     """
     folder.mkdir(parents=True, exist_ok=True)
     processes = [
-        _CONTEXT.Process(target=_run, args=(function, rank, size, folder, timeout, arguments), daemon=True)
+        CONTEXT.Process(target=_run, args=(function, rank, size, folder, timeout, arguments), daemon=True)
         for rank in range(size)
     ]
     for process in processes:
@@ -40,6 +39,7 @@ def run(
     failures = [
         (folder / f"{rank}.err").read_text() for rank in range(size) if (folder / f"{rank}.err").exists()
     ]
+    failures.sort(key=lambda text: "Connection closed by peer" in text)  # victims after the cause
     assert not failures, failures[0]
     assert not late, f"processes {late} of {size} did not end in {timeout} s"
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]
@@ -50,6 +50,7 @@ def _run(function, rank: int, size: int, folder: Path, timeout: float, arguments
     limit = datetime.timedelta(seconds=timeout)
     try:
         dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=size, timeout=limit)
+        dist.barrier()  # who leaves before all have met breaks the meeting
         torch.save(function(*arguments), folder / f"{rank}.pt")
         dist.destroy_process_group()
     except BaseException:

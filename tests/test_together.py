@@ -45,9 +45,6 @@ from minimoe.train_config import TrainConfig
 from minimoe.trainer import Trainer, TrainingError
 from minimoe.training import Interrupted, train
 
-# What this file imports takes a second in each process, unless the server they are forked from has it.
-several._CONTEXT.set_forkserver_preload(["torch._dynamo", "pytest", "minimoe.cli"])
-
 MODEL = ModelConfig(dim=16, n_layers=2, n_heads=2, context=16, n_experts=8, top_k=2, expert_dim=8)
 CONFIG = TrainConfig(steps=8, batch_size=8, warmup=4, eval_sequences=20)
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -512,7 +509,7 @@ def torchrun(function, size, folder, *arguments, store=None, attempt=0, gone=())
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_RUN_ID": "a test",
             "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": str(attempt),
         }  # fmt: skip
-        process = several._CONTEXT.Process(
+        process = several.CONTEXT.Process(
             target=_started,
             args=(function, environment, folder / f"{rank}-{attempt}", arguments),
             daemon=True,

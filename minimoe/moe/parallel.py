@@ -63,7 +63,7 @@ class ExpertParallel:
         ids_NK = (routing.ids_TK[token_N] % n_local).where(here_NK, -1).to(torch.int16)
         weights_NK = routing.weights_TK[token_N].where(here_NK, 0)
         dtype = x_TD.dtype  # of what the experts say
-        if torch.is_autocast_enabled(x_TD.device.type):
+        if experts.recipe is None and torch.is_autocast_enabled(x_TD.device.type):
             dtype = torch.get_autocast_dtype(x_TD.device.type)
         leg = legs(self.wire, x_TD.shape[1], ids_NK.shape[1], x_TD.dtype, dtype, weights_NK.dtype)
         there = Journey(self.group, sent_P, received_P, leg["dispatch"], leg["dispatch backward"], self.meter)
@@ -72,7 +72,7 @@ class ExpertParallel:
         ticket = depart(there, _wide(x_TD).index_select(0, token_N), weights_NK, ids_NK)
         other = meanwhile()
         x_MD, weights_MK, ids_MK = land(there, ticket)
-        y_MD = self._work(experts, x_MD.to(x_TD.dtype), weights_MK, ids_MK, dispatch)
+        y_MD = self._work(experts, x_MD, x_TD.dtype, weights_MK, ids_MK, dispatch)
         (y_ND,) = land(back, depart(back, y_MD))
         return y_ND.new_zeros(x_TD.shape).index_add(0, token_N, y_ND).to(dtype), other
 
@@ -86,18 +86,26 @@ class ExpertParallel:
         return sent, received
 
     def _work(
-        self, experts: Experts, x_MD: Tensor, weights_MK: Tensor, ids_MK: Tensor, dispatch: Dispatch
+        self,
+        experts: Experts,
+        x_MD: Tensor,
+        dtype: torch.dtype,
+        weights_MK: Tensor,
+        ids_MK: Tensor,
+        dispatch: Dispatch,
     ) -> Tensor:
-        """Each row's experts here, weighted and added up. Rows have different numbers of them, so each (row,
-        expert) pair becomes a row with one expert."""
+        """Each row's experts here, given it in ``dtype``, weighted and added up. Rows have different numbers
+        of them, so each (row, expert) pair becomes a row with one expert."""
         row_R, slot_R = (ids_MK >= 0).nonzero(as_tuple=True)
         weights_R1 = weights_MK[row_R, slot_R].unsqueeze(1)
         ids_R1 = ids_MK[row_R, slot_R].long().unsqueeze(1)
         pairs = Routing(
             weights_R1, ids_R1, weights_R1, ids_R1
         )  # scores and counts are nobody's business here
+        if dispatch == "grouped" and not len(row_R):
+            dispatch = "loop"  # the grouped matmul knows no empty one
         work = self.replicated if self.replicated is not None and torch.is_grad_enabled() else experts
-        y_RD = work(x_MD.index_select(0, row_R), pairs, dispatch)
+        y_RD = work(x_MD.index_select(0, row_R).to(dtype), pairs, dispatch)
         y_RD = _wide(y_RD)
         return y_RD.new_zeros(x_MD.shape).index_add(0, row_R, y_RD)
 

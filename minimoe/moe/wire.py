@@ -46,19 +46,23 @@ class Column:
     def encode(self, x: Tensor) -> list[Tensor]:
         """x (N, width) -> uint8 tensors (N, ...) of ``nbytes`` columns together."""
         if self.wire is not None:
-            return [x.to(self.wire).contiguous().view(torch.uint8)]
+            return [_own(x.to(self.wire)).view(torch.uint8)]
         q = quantize(x, E4M3, (1, TILE), "pow2")
         return [q.data.view(torch.uint8), q.scale_codes.view(torch.uint8)]
 
     def decode(self, data: Tensor) -> Tensor:
         """uint8 (N, nbytes) -> (N, width) in the layer's dtype."""
         if self.wire is not None:
-            return data.contiguous().view(self.wire).to(self.dtype)
-        codes, scales = (
-            part.contiguous() for part in data.split([self.width, data.shape[1] - self.width], 1)
-        )
+            return _own(data).view(self.wire).to(self.dtype)
+        codes, scales = (_own(part) for part in data.split([self.width, data.shape[1] - self.width], 1))
         q = Quantized(codes.view(torch.float8_e4m3fn), scales.view(torch.float8_e8m0fnu), E4M3, (1, TILE))
         return q.dequantize(self.dtype)
+
+
+def _own(x: Tensor) -> Tensor:
+    """x in memory of its own if it must, so that it can be seen as another dtype. A single row passes for
+    contiguous wherever it begins and whatever its strides."""
+    return x.contiguous() if len(x) > 1 else x.clone(memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True)
