@@ -51,10 +51,11 @@ def joined(expert_parallel: int | None, wire: Wire, timeout: float, device: str)
     if not launched() and expert_parallel is None:
         yield Alone()
         return
-    if launched():
-        _join(device, timedelta(seconds=timeout))
     try:
-        yield Together(1 if expert_parallel is None else expert_parallel, wire)
+        if launched():
+            _join(device, timedelta(seconds=timeout))
+            check_same({"expert_parallel": expert_parallel, "wire": wire})  # groups could not be made else
+        yield Together(1 if expert_parallel is None else expert_parallel, wire, timeout=timeout)
     except RuntimeError as error:
         if not _is_loss(error):
             raise

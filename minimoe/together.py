@@ -12,12 +12,13 @@ group, because each process sends in the gradients of its own mean; hence a divi
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
 from minimoe.data import Batch
@@ -41,12 +42,19 @@ class Together(Alone):
     Args:
         expert_parallel: P, the processes that hold a layer's experts between them.
         wire: how tokens travel, see ``moe.wire``.
+        timeout: seconds to wait for a process that does not answer; None for torch's half an hour.
 
     Raises:
         ValueError: there is no group, or its size is not a multiple of P.
     """
 
-    def __init__(self, expert_parallel: int = 1, wire: Wire = "full", meter: Meter | None = None) -> None:
+    def __init__(
+        self,
+        expert_parallel: int = 1,
+        wire: Wire = "full",
+        meter: Meter | None = None,
+        timeout: float | None = None,
+    ) -> None:
         if not (dist.is_available() and dist.is_initialized()):
             raise ValueError(
                 f"expert parallelism over {expert_parallel} processes needs as many processes: start with "
@@ -59,9 +67,8 @@ class Together(Alone):
                 "make their number a multiple of it"
             )
         self.expert_parallel, self.wire, self.meter = expert_parallel, wire, meter
-        shape = (self.size // expert_parallel, expert_parallel)
-        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("copies", "experts"))
-        self.copies, self.experts = mesh.get_group("copies"), mesh.get_group("experts")
+        self.mesh = _mesh(self.size, expert_parallel, timeout)
+        self.copies, self.experts = self.mesh.get_group("copies"), self.mesh.get_group("experts")
         self.writes = self.rank == 0
         self._wrapped: list[DistributedDataParallel] = []
 
@@ -165,6 +172,18 @@ class Together(Alone):
             name: t.chunk(self.expert_parallel)[place].clone() if _is_spread(name) and t.ndim else t
             for name, t in tensors.items()
         }
+
+
+def _mesh(size: int, expert_parallel: int, timeout: float | None) -> DeviceMesh:
+    """Rows share a layer's experts, columns hold the same ones. Its groups are made first, because
+    init_device_mesh knows no timeout, and would wait half an hour in each."""
+    layout = torch.arange(size).view(-1, expert_parallel)
+    limit = None if timeout is None else timedelta(seconds=timeout)
+    copies, experts = (
+        dist.new_subgroups_by_enumeration(groups.tolist(), timeout=limit)[0] for groups in (layout.T, layout)
+    )
+    names = ("copies", "experts")
+    return DeviceMesh.from_group([copies, experts], "cpu", layout, mesh_dim_names=names)
 
 
 def _is_spread(name: str) -> bool:

@@ -812,7 +812,7 @@ def differently(text, out, flags_of_all, differing):
         ("", "--train.lr 0.5", "training.lr = 0.5, process 0 with 0.003;"),
         ("", "--expert-parallel 2", "expert_parallel = 2, process 0 with None;"),
         ("--expert-parallel 2", "--expert-parallel 4", "expert_parallel = 4, process 0 with 2;"),
-        ("", "--wire bf16", "wire = bf16, process 0 with None;"),
+        ("", "--wire bf16", "wire = bf16, process 0 with full;"),
         ("", "--data other", "data = other, process 0 with text;"),
     ],
 )
