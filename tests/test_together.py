@@ -633,6 +633,22 @@ def test_when_one_stalls_the_others_wait_as_long_as_they_were_told(corpus, tmp_p
         assert timeout / 2 < seconds < timeout + 20
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Application timeout caused pair closure",
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:7320",
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer",
+        "Timed out waiting 5000ms for recv operation to complete",
+        "NCCL communicator was aborted on rank 0",
+    ],
+)
+def test_a_loss_is_known_by_what_the_connection_says(message):
+    """Each was seen, but for NCCL's."""
+    assert launch._is_loss(RuntimeError(message))
+    assert not launch._is_loss(RuntimeError("mat1 and mat2 shapes cannot be multiplied (4x8 and 4x8)"))
+
+
 def come_alone(timeout):
     """Process 1 has died before it could join."""
     if os.environ["RANK"] == "1":
