@@ -637,8 +637,8 @@ def test_when_one_stalls_the_others_wait_as_long_as_they_were_told(corpus, tmp_p
     "message",
     [
         "Application timeout caused pair closure",
-        "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:7320",
-        "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer",
+        "[third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:7320",
+        "[third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer",
         "Timed out waiting 5000ms for recv operation to complete",
         "NCCL communicator was aborted on rank 0",
     ],
