@@ -16,6 +16,7 @@ import tyro
 from minimoe import records
 from minimoe.checkpoint import load_model
 from minimoe.compare import PRESETS, PresetName, read_results, settings, train_all
+from minimoe.cost.commands import Cost
 from minimoe.distill.commands import Digits, Distill
 from minimoe.folders import close_folder, holds_run, open_folder
 from minimoe.generation import check_sampling, generate
@@ -247,4 +248,5 @@ COMMANDS: dict[str, Any] = {
     "precision": Precision,
     "distill": Distill,
     "digits": Digits,
+    "cost": Cost,
 }

@@ -12,6 +12,8 @@ from rich.console import Console
 
 from minimoe.compare import PRESETS
 from minimoe.cost import flops_per_token, parameters
+from minimoe.cost.commands import Cost
+from minimoe.cost.report import print_costs
 from minimoe.distill.experiment import ALONE, SETUPS
 from minimoe.distill.report import print_distillation
 from minimoe.numbers import TABLES, Numbers
@@ -79,6 +81,17 @@ def test_the_distillation_shown_is_the_recorded_one_of_todays_preset(tmp_path, n
     assert {row["method"] for row in found["methods"]} == set(setup.methods())
     for row, config in zip(found["models"], (setup.student, setup.teacher, setup.mixture), strict=False):
         assert row["parameters"] == parameters(config)
+
+
+def test_the_costs_shown_are_those_that_are_counted(tmp_path):
+    """Of the command that stands above them."""
+    console = Console(record=True, width=100, file=(tmp_path / "out").open("w"))
+    command = Cost(beside="llama-3.1-405b", keeping="deepseek-v3")
+    assert ".venv/bin/minimoe cost deepseek-v3 --beside llama-3.1-405b --keeping deepseek-v3\n" in README
+    print_costs(command.figures(), console)
+    printed = "\n".join(line.rstrip() for line in console.export_text().splitlines())
+    shown = re.search(r"<!-- output of minimoe cost -->\n```text\n(.*?)\n```", README, re.S)[1]
+    assert shown.strip() == printed.strip()
 
 
 def test_the_students_rate_follows_its_search():

@@ -1,0 +1,103 @@
+"""What a language model is made of, as far as its cost is concerned: numbers alone, no module.
+
+Everything that a published configuration says about size: widths, layers, heads, experts, and which parts
+have biases or norms. ``published`` has models that were built; ``of`` makes one of this project's
+``ModelConfig``.
+
+Dimensions: D model width, V vocabulary, C width of a head, E experts, K experts a token, H expert width.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from minimoe.model import ModelConfig
+
+
+@dataclass(frozen=True)
+class LatentAttention:
+    """Multi-head latent attention: keys and values come from one narrow latent that all heads share, and the
+    cache holds that latent and one rotary key (DeepSeek-V2, arXiv 2405.04434, section 2.1; V3, equations 1
+    to 11)."""
+
+    query_rank: int
+    kv_rank: int
+    nope_dim: int
+    """of a head's query and key without positions"""
+    rope_dim: int
+    """of a head's query, and of the one key, with rotary positions"""
+    value_dim: int
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of a decoder-only transformer. Raises ValueError for what cannot be."""
+
+    name: str
+    dim: int
+    n_layers: int
+    vocab_size: int
+    n_heads: int
+    head_dim: int
+    kv_heads: int
+    context: int
+    """tokens that the published figures are stated for"""
+    hidden_dim: int = 0
+    """of a dense feed-forward network; 0 where every layer is a mixture"""
+    first_dense: int = 0
+    n_experts: int = 0
+    top_k: int = 0
+    expert_dim: int = 0
+    n_shared: int = 0
+    gated: bool = True
+    """three matrices a feed-forward network (SwiGLU) or two"""
+    tied: bool = False
+    """whether the output matrix is the embedding"""
+    biases: bool = False
+    """of all linear layers and norms"""
+    positions: bool = False
+    """learned, one vector a place"""
+    qk_norm: Literal["none", "head", "width"] = "none"
+    """norms of queries and keys: over a head, or over all heads together"""
+    latent: LatentAttention | None = None
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "n_layers", "vocab_size", "n_heads", "head_dim", "kv_heads", "context"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
+        if self.n_heads % self.kv_heads:
+            raise ValueError(f"n_heads ({self.n_heads}) must be divisible by kv_heads ({self.kv_heads})")
+        if self.n_experts and not 1 <= self.top_k <= self.n_experts:
+            raise ValueError(f"top_k ({self.top_k}) must be between 1 and n_experts ({self.n_experts})")
+        if not 0 <= self.first_dense <= self.n_layers:
+            raise ValueError(
+                f"first_dense ({self.first_dense}) must be between 0 and n_layers ({self.n_layers})"
+            )
+        if not self.hidden_dim and (not self.n_experts or self.first_dense):
+            raise ValueError("hidden_dim (0) must be given where a layer is dense")
+
+    @property
+    def n_mixtures(self) -> int:
+        """Layers whose feed-forward part is a mixture."""
+        return self.n_layers - self.first_dense if self.n_experts else 0
+
+
+def of(config: ModelConfig) -> Architecture:
+    """This project's models."""
+    return Architecture(
+        name="minimoe",
+        dim=config.dim,
+        n_layers=config.n_layers,
+        vocab_size=config.vocab_size,
+        n_heads=config.n_heads,
+        head_dim=config.head_dim,
+        kv_heads=config.n_heads,
+        context=config.context,
+        hidden_dim=config.hidden_dim,
+        first_dense=config.first_dense if config.n_experts else 0,
+        n_experts=config.n_experts,
+        top_k=config.top_k if config.n_experts else 0,
+        expert_dim=config.expert_dim if config.n_experts else 0,
+        n_shared=config.n_shared if config.n_experts else 0,
+        tied=True,
+    )

@@ -1,0 +1,80 @@
+"""From operations to hours, cards, days and dollars, with everything that was assumed beside them."""
+
+from dataclasses import dataclass
+
+from minimoe.cost.architecture import Architecture
+from minimoe.cost.counting import training_flops
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """Dense matmul peaks, operations a second, as the vendor states them, and memory in bytes."""
+
+    name: str
+    bf16: float
+    fp8: float | None
+    memory: float
+    source: str
+
+
+# The H800 is the H100 with a slower NVLink; its matmul peaks are the same.
+_H100 = "NVIDIA H100 Tensor Core GPU datasheet, SXM5, without sparsity"
+ACCELERATORS: dict[str, Accelerator] = {
+    a.name: a
+    for a in (
+        Accelerator("h100", 989.4e12, 1978.9e12, 80e9, _H100),
+        Accelerator("h800", 989.4e12, 1978.9e12, 80e9, f"{_H100}; the H800 differs in NVLink"),
+        Accelerator("h200", 989.4e12, 1978.9e12, 141e9, "NVIDIA H200 datasheet, SXM, without sparsity"),
+        Accelerator("a100", 312e12, None, 80e9, "NVIDIA A100 datasheet, SXM4 80 GB"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What a training run takes. Research, failed runs, data and salaries are in no such bill."""
+
+    tokens: float
+    flops: float
+    utilisation: float
+    hours: float
+    """of one card"""
+    price: float
+    """dollars a card and hour"""
+
+    @property
+    def dollars(self) -> float:
+        return self.hours * self.price
+
+    def days(self, cards: int) -> float:
+        return self.hours / cards / 24
+
+
+def bill(
+    a: Architecture,
+    tokens: float,
+    *,
+    peak: float,
+    utilisation: float,
+    price: float,
+    context: int | None = None,
+) -> Bill:
+    """Hours = operations / (peak * utilisation). ``peak`` in operations a second.
+
+    Raises:
+        ValueError: tokens, peak or price is not positive, or the utilisation not in (0, 1].
+    """
+    for name, value in (("tokens", tokens), ("peak", peak), ("price", price)):
+        if not value > 0:
+            raise ValueError(f"{name} ({value}) must be above 0")
+    if not 0 < utilisation <= 1:
+        raise ValueError(f"utilisation ({utilisation}) must be above 0 and at most 1")
+    flops = training_flops(a, context) * tokens
+    return Bill(tokens, flops, utilisation, flops / (peak * utilisation) / 3600, price)
+
+
+def utilisation(
+    a: Architecture, tokens: float, hours: float, peak: float, context: int | None = None
+) -> float:
+    """The share of the peak that published hours imply."""
+    return training_flops(a, context) * tokens / (hours * 3600 * peak)

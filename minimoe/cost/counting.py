@@ -1,0 +1,103 @@
+"""Parameters and operations of an architecture, part by part.
+
+A multiply and an add are two operations. Matrix products count; norms, activations, softmax and the
+optimizer do not. Training is three times forward: one product for the output, one for the input's gradient,
+one for the weight's.
+"""
+
+from dataclasses import dataclass
+
+from minimoe.cost.architecture import Architecture
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Of a whole model, by part; those of the mixtures for all experts."""
+
+    embedding: int
+    output: int
+    """0 where it is the embedding"""
+    attention: int
+    dense: int
+    router: int
+    shared: int
+    routed: int
+    norms: int
+    idle: int
+    """of the routed experts, those that do not work on a token: E - K of E"""
+
+    @property
+    def total(self) -> int:
+        parts = (self.embedding, self.output, self.attention, self.dense, self.router, self.shared)
+        return sum(parts) + self.routed + self.norms
+
+    @property
+    def active(self) -> int:
+        """What works on one token; embedding and output count in full, as in the published figures."""
+        return self.total - self.idle
+
+
+def count(a: Architecture) -> Parameters:
+    """From the configuration alone."""
+    bias, norm = int(a.biases), a.dim * (1 + int(a.biases))
+    matrices = 3 if a.gated else 2
+
+    def network(width: int) -> int:
+        hidden = matrices - 1  # biases of the first matrices are as wide as the hidden layer
+        return matrices * a.dim * width + bias * (hidden * width + a.dim)
+
+    expert = network(a.expert_dim)
+    return Parameters(
+        embedding=a.dim * (a.vocab_size + (a.context if a.positions else 0)),
+        output=0 if a.tied else a.dim * a.vocab_size,
+        attention=a.n_layers * attention(a),
+        dense=(a.n_layers - a.n_mixtures) * network(a.hidden_dim) if a.n_layers > a.n_mixtures else 0,
+        router=a.n_mixtures * a.dim * a.n_experts,
+        shared=a.n_mixtures * network(a.n_shared * a.expert_dim) if a.n_shared else 0,
+        routed=a.n_mixtures * a.n_experts * expert,
+        norms=(2 * a.n_layers + 1) * norm + a.n_layers * _inner_norms(a),
+        idle=a.n_mixtures * (a.n_experts - a.top_k) * expert,
+    )
+
+
+def attention(a: Architecture) -> int:
+    """Projections of one layer."""
+    if a.latent is not None:
+        m = a.latent
+        query = a.dim * m.query_rank + m.query_rank * a.n_heads * (m.nope_dim + m.rope_dim)
+        down = a.dim * (m.kv_rank + m.rope_dim)
+        up = m.kv_rank * a.n_heads * (m.nope_dim + m.value_dim)
+        return query + down + up + a.n_heads * m.value_dim * a.dim
+    queries, keys = a.n_heads * a.head_dim, a.kv_heads * a.head_dim
+    weights = a.dim * (queries + 2 * keys) + queries * a.dim
+    return weights + int(a.biases) * (queries + 2 * keys + a.dim)
+
+
+def _inner_norms(a: Architecture) -> int:
+    """Norms inside the attention of one layer."""
+    if a.latent is not None:
+        return a.latent.query_rank + a.latent.kv_rank
+    if a.qk_norm == "none":
+        return 0
+    return 2 * a.head_dim if a.qk_norm == "head" else (a.n_heads + a.kv_heads) * a.head_dim
+
+
+def forward_flops(a: Architecture, context: int | None = None) -> float:
+    """Operations a token of the forward pass, averaged over a full context (default: the architecture's).
+
+    A token attends to the (context + 1) / 2 tokens up to itself on average: a product of scores and one of
+    values a head. An embedding is looked up, not multiplied.
+    """
+    p = count(a)
+    length = ((a.context if context is None else context) + 1) / 2
+    if a.latent is None:
+        widths = 2 * a.head_dim
+    else:
+        widths = a.latent.nope_dim + a.latent.rope_dim + a.latent.value_dim
+    weights = p.active - p.embedding - p.norms + (a.dim * a.vocab_size if a.tied else 0)
+    return 2 * (weights + a.n_layers * a.n_heads * widths * length)
+
+
+def training_flops(a: Architecture, context: int | None = None) -> float:
+    """Operations a token of forward and backward pass."""
+    return 3 * forward_flops(a, context)
