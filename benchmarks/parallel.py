@@ -31,7 +31,7 @@ import tyro
 
 from minimoe import GPT, ModelConfig, load_corpus
 from minimoe.compare import PRESETS
-from minimoe.cost import processes_visited, traffic
+from minimoe.cost import PUBLISHED, all_to_all, processes_visited, traffic
 from minimoe.memory import keep_freed_memory
 from minimoe.moe import Meter, MoE, expert_parallel_, place
 from minimoe.moe.journey import Journey
@@ -46,8 +46,6 @@ LAYER = ModelConfig(dim=256, n_experts=64, top_k=8, expert_dim=64, n_groups=4)
 RULES = {"free": None, "at most 2": 2, "at most 1": 1}
 WIRES: tuple[Wire, ...] = ("full", "bf16", "fp8")
 TOKENS = 512  # a process
-V3 = ModelConfig(dim=7168, n_heads=56, n_experts=256, top_k=8, expert_dim=2048, n_groups=8, top_groups=4)
-IB, NVLINK = 50e9, 160e9  # bytes a second and GPU (DeepSeek-V3, arXiv 2412.19437, section 3.2.2)
 
 
 def start(function, size: int, *arguments: Any) -> list[Any]:
@@ -156,18 +154,15 @@ def measure_speed(rounds: int, steps: int = 12) -> list[dict[str, Any]]:
 
 
 def predict() -> list[dict[str, Any]]:
-    """A layer of V3, a token: on 8 GPUs of one node, and on 64 of 8 nodes, where each node that a token
-    visits gets it once over InfiniBand (and passes it on inside, as V3 does; our dispatch does not)."""
-    found = []
+    """A layer of V3, a token: on 8 GPUs of one node, and on 64 of 8 nodes (``cost.all_to_all``)."""
+    v3, found = PUBLISHED["deepseek-v3"], []
     for gpus, rule in ((8, "free"), (64, "free"), (64, "at most 4 nodes")):
-        config = replace(V3, top_groups=None if rule == "free" else V3.top_groups)
-        pairs = processes_visited(config, 8) * 7 / 8
+        config = replace(v3, top_groups=None if rule == "free" else v3.top_groups)
         for wire in WIRES[1:]:
-            row = traffic(config, wire).training
-            bandwidth = NVLINK if gpus == 8 else IB
+            sent = all_to_all(config, wire, n_nodes=gpus // 8)
             found.append(
-                {"gpus": gpus, "rule": rule, "wire": wire, "pairs": pairs, "bytes": pairs * row}
-                | {"over": "NVLink" if gpus == 8 else "InfiniBand", "us": 1e6 * pairs * row / bandwidth}
+                {"gpus": gpus, "rule": rule, "wire": wire, "pairs": sent.pairs, "bytes": sent.bytes}
+                | {"over": sent.over, "us": sent.microseconds}
             )
     return found
 

@@ -1,21 +1,28 @@
 """What a model costs, counted from its configuration: against published figures and against real modules."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 import transformers
 
-from minimoe import GPT, ModelConfig, cli
+from minimoe import GPT, ModelConfig, cli, timing
 from minimoe.cost import (
     PUBLISHED,
+    PUBLISHED_RUNS,
     Architecture,
+    activations,
+    all_to_all,
     bill,
     count,
     forward_flops,
     kept,
     of,
+    passed_on,
+    processes_visited,
+    traffic,
     training_flops,
     utilisation,
 )
@@ -123,6 +130,74 @@ def test_v3s_hours_imply_its_utilisation():
     assert back.days(2048) == pytest.approx(54.2, abs=0.1)
 
 
+def test_v3s_bill_is_the_published_one():
+    """Table 1: 2.788M hours, $5.576M, pre-training in 54 days on 2,048 cards ("less than two months")."""
+    run = PUBLISHED_RUNS["deepseek-v3"]
+    assert run.total_hours == pytest.approx(2.788e6)
+    assert run.dollars == pytest.approx(5.576e6)
+    assert round(run.days) == 54
+    share = run.utilisation(PUBLISHED["deepseek-v3"])
+    assert share == utilisation(PUBLISHED["deepseek-v3"], 14.8e12, 2.664e6, 989.4e12)
+    assert round(share, 2) == 0.39
+    # Six operations a parameter and token, without attention: 37B * 6 * 14.8T, within a sixth.
+    by_hand = 6 * 37e9 * 14.8e12 / (2.664e6 * 3600 * 989.4e12)
+    assert share == pytest.approx(by_hand, rel=0.15)
+
+
+def test_llamas_operations_and_hours_are_the_published_ones():
+    """3.8e25 (arXiv 2407.21783); its report says 38 to 43 % of the bf16 peak while all runs."""
+    run, a = PUBLISHED_RUNS["llama-3.1-405b"], PUBLISHED["llama-3.1-405b"]
+    assert run.flops == 3.8e25
+    assert training_flops(a) * run.tokens == pytest.approx(run.flops, rel=0.05)
+    assert run.total_hours == 30.84e6
+    assert round(run.days) == 78
+    assert 0.33 < run.utilisation(a) < 0.38
+
+
+def test_the_way_of_v3s_tokens_to_its_experts():
+    """To 3.18 other nodes: of 4, an eighth of them its own, each missed by 8 draws of 96 experts in 128. In
+    bf16 there are 4 legs of 2 * 7168 and the routing; in fp8 there and back 7168 and 56 scales."""
+    a = PUBLISHED["deepseek-v3"]
+    missed = math.prod((96 - i) / (128 - i) for i in range(8))
+    for wire, row in (("bf16", 4 * 14_336 + 48 + 32), ("fp8", 2 * 14_336 + 2 * (7168 + 56) + 48 + 32)):
+        sent = all_to_all(a, wire)
+        assert (sent.over, sent.row) == ("InfiniBand", row)
+        assert sent.pairs == pytest.approx(4 * (1 - missed) * 7 / 8)
+        assert sent.bytes == sent.pairs * row
+        assert sent.microseconds == pytest.approx(1e6 * sent.bytes / 50e9)
+    assert all_to_all(replace(a, top_groups=None), "bf16").pairs > all_to_all(a, "bf16").pairs
+    inside = all_to_all(a, "bf16", n_nodes=1)  # no limit: the whole of it is one node
+    assert (inside.over, inside.pairs) == ("NVLink", all_to_all(replace(a, top_groups=None), "bf16").pairs)
+    assert inside.microseconds == pytest.approx(1e6 * inside.bytes / 160e9)
+
+
+def test_gpus_that_a_token_is_passed_on_to():
+    """By drawing: 8 experts among those of 4 random nodes of 8 with 8 GPUs of 4 experts each, the GPU of the
+    token's own number apart."""
+    generator, met = torch.Generator().manual_seed(0), 0
+    draws = 4000
+    for _ in range(draws):
+        nodes = torch.randperm(8, generator=generator)[:4]
+        chosen = torch.randperm(128, generator=generator)[:8]
+        gpus = {(nodes[c // 32].item(), c % 32 // 4) for c in chosen.tolist()}
+        met += sum(number != 3 for _, number in gpus)
+    assert passed_on(PUBLISHED["deepseek-v3"]) == pytest.approx(met / draws, rel=0.01)
+
+
+def test_an_architecture_travels_as_its_configuration():
+    config = ModelConfig(dim=256, n_experts=64, top_k=8, expert_dim=64, n_groups=4, top_groups=2)
+    assert processes_visited(of(config), 4) == processes_visited(config, 4)
+    assert traffic(of(config), "fp8") == traffic(config, "fp8")
+    with pytest.raises(ValueError, match=r"n_experts \(0\) must be above 0"):
+        processes_visited(PUBLISHED["gpt-2"], 4)
+    with pytest.raises(ValueError, match=r"n_experts \(8\) must be divisible by the GPUs \(64\)"):
+        passed_on(PUBLISHED["mixtral-8x7b"])
+    with pytest.raises(ValueError, match=r"n_groups \(8\) must be the number of nodes \(4\)"):
+        passed_on(PUBLISHED["deepseek-v3"], n_nodes=4)
+    with pytest.raises(ValueError, match=r"top_groups \(9\) must be between 1 and n_groups \(8\)"):
+        replace(PUBLISHED["deepseek-v3"], top_groups=9)
+
+
 def test_what_cannot_be_is_refused():
     a = PUBLISHED["gpt-2"]
     with pytest.raises(ValueError, match=r"utilisation \(0\) must be above 0"):
@@ -187,9 +262,59 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     assert json.loads(out.read_text())["parameters"]["active"] == 124_439_808
 
 
+def test_the_command_has_it_all_in_json(tmp_path, capsys):
+    out = tmp_path / "cost.json"
+    assert cli.main(["cost", "--keeping", "deepseek-v3", "--json", str(out)]) == 0
+    found, a = json.loads(out.read_text()), PUBLISHED["deepseek-v3"]
+    held = activations(a, 4096, "deepseek-v3")
+    assert found["bytes"]["activations_per_token"] == held.peak / 4096
+    assert found["all_to_all"]["bytes_per_token_and_layer"]["fp8"] == all_to_all(a, "fp8").bytes
+    routed = found["roofline"]["4096"]["forward"]["parts"]["routed"]
+    assert (routed["layers"], routed["bound"]) == (58, "bytes")
+    assert found["roofline"]["1"]["training"]["seconds"] > found["roofline"]["1"]["forward"]["seconds"]
+    assert found["roofline"]["machine"] == "h800"
+    run = found["published_run"]
+    assert run["dollars"] == pytest.approx(5.576e6)
+    assert run["predicted_hours"] == pytest.approx(2.664e6 * run["utilisation"] / 0.4)
+    printed = capsys.readouterr().out
+    for shown in ("2.79 M", "5.58 M", "54 on 2,048 h800", "39.1%", "2.66 M / 2.60 M", "182 / 137", "23.75 M"):
+        assert shown in printed
+    assert "Assumed:" in printed
+    assert len([line for line in printed.splitlines() if line.startswith("│")]) <= 35
+
+
+def test_ours_alone_and_beside_a_published_model(tmp_path, capsys):
+    out = tmp_path / "cost.json"
+    flags = ["--config.n-experts", "32", "--config.dim", "64"]
+    assert cli.main(["cost", "ours", *flags, "--beside", "olmoe", "--json", str(out)]) == 0
+    ours, olmoe = json.loads(out.read_text())
+    config = ModelConfig(n_experts=32, dim=64)
+    assert ours["name"] == "ours"
+    assert ours["parameters"]["total"] == sum(p.numel() for p in GPT(config).parameters())
+    assert (ours["assumed"]["keeping"], olmoe["assumed"]["keeping"]) == ("float32", "bf16")
+    assert ours["all_to_all"] is ours["published_run"] is olmoe["published_run"] is None
+    assert "published run" not in capsys.readouterr().out
+    assert cli.main(["cost", "ours", "--keeping", "bf16", "--json", str(out)]) == 0
+    assert json.loads(out.read_text())["assumed"]["keeping"] == "bf16"
+
+
+def test_the_machine_at_hand_in_place_of_the_accelerator(tmp_path, capsys):
+    out = tmp_path / "cost.json"
+    assert cli.main(["cost", "ours", "--here", "--json", str(out)]) == 0
+    found, peaks = json.loads(out.read_text())["roofline"], timing.peaks()
+    assert (found["machine"], found["flops"]) == ("measured", peaks.flops)
+    dense = found["4096"]["forward"]["parts"]["dense"]
+    assert dense["seconds"] == peaks.seconds(dense["flops"], dense["bytes"])
+    assert "peaks measured here" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ["gpt-2", "--config.n-experts", "8"],
+            "--config is the shape of ours, not of gpt-2; say minimoe cost",
+        ),
         (["gpt-3"], "there is no model 'gpt-3'; choose one of deepseek-v3"),
         (["--beside", "gpt-3"], "there is no model 'gpt-3'"),
         (["--keeping", "int4"], "keeping must be one of"),

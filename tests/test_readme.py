@@ -88,10 +88,25 @@ def test_the_costs_shown_are_those_that_are_counted(tmp_path):
     console = Console(record=True, width=100, file=(tmp_path / "out").open("w"))
     command = Cost(beside="llama-3.1-405b", keeping="deepseek-v3")
     assert ".venv/bin/minimoe cost deepseek-v3 --beside llama-3.1-405b --keeping deepseek-v3\n" in README
-    print_costs(command.figures(), console)
+    v3, llama = found = command.figures()
+    print_costs(found, console)
     printed = "\n".join(line.rstrip() for line in console.export_text().splitlines())
     shown = re.search(r"<!-- output of minimoe cost -->\n```text\n(.*?)\n```", README, re.S)[1]
     assert shown.strip() == printed.strip()
+    run, text = v3["published_run"], " ".join(README.split())
+    for prose in (
+        f"{run['total_hours'] / 1e6:.2f} million card hours at {run['price']:g} dollars are "
+        f"${run['dollars'] / 1e6:.2f} million, with {run['days']:.0f} days of pre-training on "
+        f"{run['cards']:,} cards",
+        f"at {command.utilisation:.0%} of the cards' bf16 peak the counted operations take "
+        f"{run['predicted_hours'] / 1e6:.2f} million hours, the published "
+        f"{run['hours']['pre-training'] / 1e6:.2f} million of pre-training imply {run['utilisation']:.1%}",
+        f"and Llama's imply {llama['published_run']['utilisation']:.1%}",
+    ):
+        assert prose in text
+    assert round(llama["flops_per_token"]["training"] / v3["flops_per_token"]["training"]) == 10
+    assert v3["roofline"]["4096"]["forward"]["parts"]["routed"]["bound"] == "bytes"
+    assert {part["bound"] for part in v3["roofline"]["1"]["forward"]["parts"].values()} == {"bytes"}
 
 
 def test_the_students_rate_follows_its_search():

@@ -2,26 +2,37 @@
 hours, dollars. ``of`` makes an ``Architecture`` of a ``ModelConfig``; ``PUBLISHED`` has those of others.
 """
 
+from minimoe.cost.activations import STORED, Activations, Stored, activations
 from minimoe.cost.architecture import Architecture, LatentAttention, of
-from minimoe.cost.bill import ACCELERATORS, Accelerator, Bill, bill, utilisation
+from minimoe.cost.bill import ACCELERATORS, Accelerator, Bill, PublishedRun, bill, utilisation
 from minimoe.cost.bytes import KEEPING, Bytes, Keeping, cached_numbers, kept
 from minimoe.cost.counting import Parameters, count, forward_flops, training_flops
 from minimoe.cost.ours import dense_width, flops_per_token, parameters
-from minimoe.cost.published import PUBLISHED
-from minimoe.cost.travel import Traffic, processes_visited, traffic
+from minimoe.cost.published import PUBLISHED, PUBLISHED_RUNS
+from minimoe.cost.roofline import Part, roofline
+from minimoe.cost.travel import AllToAll, Traffic, all_to_all, passed_on, processes_visited, traffic
 
 __all__ = [
     "ACCELERATORS",
     "KEEPING",
     "PUBLISHED",
+    "PUBLISHED_RUNS",
+    "STORED",
     "Accelerator",
+    "Activations",
+    "AllToAll",
     "Architecture",
     "Bill",
     "Bytes",
     "Keeping",
     "LatentAttention",
     "Parameters",
+    "Part",
+    "PublishedRun",
+    "Stored",
     "Traffic",
+    "activations",
+    "all_to_all",
     "bill",
     "cached_numbers",
     "count",
@@ -31,7 +42,9 @@ __all__ = [
     "kept",
     "of",
     "parameters",
+    "passed_on",
     "processes_visited",
+    "roofline",
     "traffic",
     "training_flops",
     "utilisation",

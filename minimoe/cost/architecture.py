@@ -48,6 +48,10 @@ class Architecture:
     top_k: int = 0
     expert_dim: int = 0
     n_shared: int = 0
+    n_groups: int = 1
+    """of experts, for a limit of the groups that a token may visit"""
+    top_groups: int | None = None
+    """that limit; None for all"""
     gated: bool = True
     """three matrices a feed-forward network (SwiGLU) or two"""
     tied: bool = False
@@ -69,6 +73,10 @@ class Architecture:
             raise ValueError(f"n_heads ({self.n_heads}) must be divisible by kv_heads ({self.kv_heads})")
         if self.n_experts and not 1 <= self.top_k <= self.n_experts:
             raise ValueError(f"top_k ({self.top_k}) must be between 1 and n_experts ({self.n_experts})")
+        if self.top_groups is not None and not 1 <= self.top_groups <= self.n_groups:
+            raise ValueError(
+                f"top_groups ({self.top_groups}) must be between 1 and n_groups ({self.n_groups})"
+            )
         if not 0 <= self.first_dense <= self.n_layers:
             raise ValueError(
                 f"first_dense ({self.first_dense}) must be between 0 and n_layers ({self.n_layers})"
@@ -99,5 +107,7 @@ def of(config: ModelConfig) -> Architecture:
         top_k=config.top_k if config.n_experts else 0,
         expert_dim=config.expert_dim if config.n_experts else 0,
         n_shared=config.n_shared if config.n_experts else 0,
+        n_groups=config.n_groups if config.n_experts else 1,
+        top_groups=config.top_groups if config.n_experts else None,
         tied=True,
     )

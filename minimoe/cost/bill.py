@@ -8,12 +8,17 @@ from minimoe.cost.counting import training_flops
 
 @dataclass(frozen=True)
 class Accelerator:
-    """Dense matmul peaks, operations a second, as the vendor states them, and memory in bytes."""
+    """Dense matmul peaks, operations a second, as the vendor states them."""
 
     name: str
+    float32: float
+    """without TF32"""
     bf16: float
     fp8: float | None
     memory: float
+    """bytes"""
+    bandwidth: float
+    """of that memory, bytes a second"""
     source: str
 
 
@@ -22,12 +27,17 @@ _H100 = "NVIDIA H100 Tensor Core GPU datasheet, SXM5, without sparsity"
 ACCELERATORS: dict[str, Accelerator] = {
     a.name: a
     for a in (
-        Accelerator("h100", 989.4e12, 1978.9e12, 80e9, _H100),
-        Accelerator("h800", 989.4e12, 1978.9e12, 80e9, f"{_H100}; the H800 differs in NVLink"),
-        Accelerator("h200", 989.4e12, 1978.9e12, 141e9, "NVIDIA H200 datasheet, SXM, without sparsity"),
-        Accelerator("a100", 312e12, None, 80e9, "NVIDIA A100 datasheet, SXM4 80 GB"),
+        Accelerator("h100", 67e12, 989.4e12, 1978.9e12, 80e9, 3.35e12, _H100),
+        Accelerator(
+            "h800", 67e12, 989.4e12, 1978.9e12, 80e9, 3.35e12, f"{_H100}; the H800 differs in NVLink"
+        ),
+        Accelerator(
+            "h200", 67e12, 989.4e12, 1978.9e12, 141e9, 4.8e12,
+            "NVIDIA H200 datasheet, SXM, without sparsity",
+        ),
+        Accelerator("a100", 19.5e12, 312e12, None, 80e9, 2.039e12, "NVIDIA A100 datasheet, SXM4 80 GB"),
     )
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,3 +88,41 @@ def utilisation(
 ) -> float:
     """The share of the peak that published hours imply."""
     return training_flops(a, context) * tokens / (hours * 3600 * peak)
+
+
+@dataclass(frozen=True)
+class PublishedRun:
+    """What somebody says that a training run took."""
+
+    tokens: float
+    hours: dict[str, float]
+    """of one card, by stage; the first is pre-training"""
+    accelerator: str
+    cards: int
+    price: float
+    """dollars a card and hour"""
+    flops: float | None
+    """of pre-training, where they are stated"""
+    source: str
+
+    @property
+    def pretraining(self) -> float:
+        """Hours of one card."""
+        return next(iter(self.hours.values()))
+
+    @property
+    def total_hours(self) -> float:
+        return sum(self.hours.values())
+
+    @property
+    def dollars(self) -> float:
+        return self.total_hours * self.price
+
+    @property
+    def days(self) -> float:
+        """Of pre-training, on all its cards at once."""
+        return self.pretraining / self.cards / 24
+
+    def utilisation(self, a: Architecture) -> float:
+        """The share of the cards' bf16 peak that the hours of pre-training imply."""
+        return utilisation(a, self.tokens, self.pretraining, ACCELERATORS[self.accelerator].bf16)

@@ -1,29 +1,36 @@
 """The command ``minimoe cost``."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from minimoe import records
-from minimoe.cost.architecture import Architecture
+from minimoe import records, timing
+from minimoe.cost.architecture import Architecture, of
+from minimoe.cost.figures import figures
 from minimoe.cost.published import PUBLISHED
-from minimoe.cost.report import figures, print_costs
+from minimoe.cost.report import print_costs
+from minimoe.model import ModelConfig
 from minimoe.terminal import console
+
+OURS = "ours"
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Count what a published model costs, from its configuration: parameters, operations, bytes, dollars."""
+    """Count what a model costs, from its configuration: parameters, operations, bytes, least times, money."""
 
     model: Annotated[str, tyro.conf.Positional] = "deepseek-v3"
-    """deepseek-v3, mixtral-8x7b, deepseekmoe-16b, olmoe, qwen3-30b-a3b, llama-3.1-405b, llama-2-70b, gpt-2"""
+    """deepseek-v3, mixtral-8x7b, deepseekmoe-16b, olmoe, qwen3-30b-a3b, llama-3.1-405b, llama-2-70b, gpt-2,
+    or ours, of --config"""
     beside: str | None = None
     """another model, beside the first"""
-    keeping: str = "bf16"
-    """how numbers are kept: float32, bf16 or deepseek-v3 (8 bits)"""
+    config: ModelConfig = field(default_factory=ModelConfig)
+    """the shape of ours"""
+    keeping: str | None = None
+    """how numbers are kept: float32 (ours unless told), bf16 (others unless told) or deepseek-v3 (8 bits)"""
     tokens: float = 14.8e12
     """tokens to train on; 14.8e12 in V3"""
     accelerator: str = "h800"
@@ -32,6 +39,8 @@ class Cost:
     """share of the card's bf16 peak that training reaches"""
     price: float = 2.0
     """dollars a card and hour; 2 in V3's bill"""
+    here: bool = False
+    """least times by this machine's peaks, measured, in place of the accelerator's"""
     json: Path | None = None
     """also write the figures to this file: an object, or a list of two"""
     debug: bool = False
@@ -48,16 +57,22 @@ class Cost:
 
     def figures(self) -> list[dict[str, Any]]:
         """Of the one model or of both."""
+        names = [name for name in (self.model, self.beside) if name is not None]
+        if OURS not in names and self.config != ModelConfig():
+            raise ValueError(f"--config is the shape of ours, not of {names[0]}; say minimoe cost ours")
+        models = [self._architecture(name) for name in names]
+        peaks = timing.peaks() if self.here else None
         return [
             figures(
-                _published(name), keeping=self.keeping, tokens=self.tokens, accelerator=self.accelerator,
-                utilisation=self.utilisation, price=self.price,
+                a, keeping=self.keeping or ("float32" if name == OURS else "bf16"), tokens=self.tokens,
+                accelerator=self.accelerator, utilisation=self.utilisation, price=self.price, here=peaks,
             )
-            for name in (self.model, self.beside) if name is not None
+            for name, a in zip(names, models, strict=True)
         ]  # fmt: skip
 
-
-def _published(name: str) -> Architecture:
-    if name not in PUBLISHED:
-        raise ValueError(f"there is no model {name!r}; choose one of {', '.join(PUBLISHED)}")
-    return PUBLISHED[name]
+    def _architecture(self, name: str) -> Architecture:
+        if name == OURS:
+            return replace(of(self.config), name=OURS)
+        if name not in PUBLISHED:
+            raise ValueError(f"there is no model {name!r}; choose one of {', '.join(PUBLISHED)} or {OURS}")
+        return PUBLISHED[name]

@@ -39,25 +39,25 @@ class Parameters:
 
 def count(a: Architecture) -> Parameters:
     """From the configuration alone."""
-    bias, norm = int(a.biases), a.dim * (1 + int(a.biases))
-    matrices = 3 if a.gated else 2
-
-    def network(width: int) -> int:
-        hidden = matrices - 1  # biases of the first matrices are as wide as the hidden layer
-        return matrices * a.dim * width + bias * (hidden * width + a.dim)
-
-    expert = network(a.expert_dim)
+    norm, expert = a.dim * (1 + int(a.biases)), network(a, a.expert_dim)
     return Parameters(
         embedding=a.dim * (a.vocab_size + (a.context if a.positions else 0)),
         output=0 if a.tied else a.dim * a.vocab_size,
         attention=a.n_layers * attention(a),
-        dense=(a.n_layers - a.n_mixtures) * network(a.hidden_dim) if a.n_layers > a.n_mixtures else 0,
+        dense=(a.n_layers - a.n_mixtures) * network(a, a.hidden_dim) if a.n_layers > a.n_mixtures else 0,
         router=a.n_mixtures * a.dim * a.n_experts,
-        shared=a.n_mixtures * network(a.n_shared * a.expert_dim) if a.n_shared else 0,
+        shared=a.n_mixtures * network(a, a.n_shared * a.expert_dim) if a.n_shared else 0,
         routed=a.n_mixtures * a.n_experts * expert,
         norms=(2 * a.n_layers + 1) * norm + a.n_layers * _inner_norms(a),
         idle=a.n_mixtures * (a.n_experts - a.top_k) * expert,
     )
+
+
+def network(a: Architecture, width: int) -> int:
+    """One feed-forward network, or one expert."""
+    matrices = 3 if a.gated else 2
+    hidden = matrices - 1  # biases of the first matrices are as wide as the hidden layer
+    return matrices * a.dim * width + int(a.biases) * (hidden * width + a.dim)
 
 
 def attention(a: Architecture) -> int:
@@ -71,6 +71,22 @@ def attention(a: Architecture) -> int:
     queries, keys = a.n_heads * a.head_dim, a.kv_heads * a.head_dim
     weights = a.dim * (queries + 2 * keys) + queries * a.dim
     return weights + int(a.biases) * (queries + 2 * keys + a.dim)
+
+
+def attention_widths(a: Architecture) -> tuple[int, int, int, int]:
+    """Numbers of a token's queries, keys, values and of what comes out, all heads of each together."""
+    if a.latent is not None:
+        width = a.latent.nope_dim + a.latent.rope_dim
+        values = a.n_heads * a.latent.value_dim
+        return a.n_heads * width, a.n_heads * width, values, values
+    queries, keys = a.n_heads * a.head_dim, a.kv_heads * a.head_dim
+    return queries, keys, keys, queries
+
+
+def scored_numbers(a: Architecture) -> int:
+    """Products of numbers that a token and one it attends to take in a layer, for score and value."""
+    queries, _, _, out = attention_widths(a)
+    return queries + out
 
 
 def _inner_norms(a: Architecture) -> int:
@@ -90,12 +106,8 @@ def forward_flops(a: Architecture, context: int | None = None) -> float:
     """
     p = count(a)
     length = ((a.context if context is None else context) + 1) / 2
-    if a.latent is None:
-        widths = 2 * a.head_dim
-    else:
-        widths = a.latent.nope_dim + a.latent.rope_dim + a.latent.value_dim
     weights = p.active - p.embedding - p.norms + (a.dim * a.vocab_size if a.tied else 0)
-    return 2 * (weights + a.n_layers * a.n_heads * widths * length)
+    return 2 * (weights + a.n_layers * scored_numbers(a) * length)
 
 
 def training_flops(a: Architecture, context: int | None = None) -> float:

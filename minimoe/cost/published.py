@@ -1,15 +1,17 @@
-"""Models that were built, from their published configurations.
+"""Models that were built, from their published configurations, and what training them took.
 
 Each names its source. V3's figure of 671B is without the module for multi-token prediction, 14B more in the
 checkpoint.
 """
 
 from minimoe.cost.architecture import Architecture, LatentAttention
+from minimoe.cost.bill import PublishedRun
 
 _ALL = (
     Architecture(
         "deepseek-v3", dim=7168, n_layers=61, vocab_size=129_280, n_heads=128, head_dim=192, kv_heads=128,
         context=4096, hidden_dim=18_432, first_dense=3, n_experts=256, top_k=8, expert_dim=2048, n_shared=1,
+        n_groups=8, top_groups=4,
         latent=LatentAttention(query_rank=1536, kv_rank=512, nope_dim=128, rope_dim=64, value_dim=128),
         source="arXiv 2412.19437, section 4.2; huggingface.co/deepseek-ai/DeepSeek-V3 config.json",
     ),
@@ -51,3 +53,18 @@ _ALL = (
 )  # fmt: skip
 
 PUBLISHED: dict[str, Architecture] = {architecture.name: architecture for architecture in _ALL}
+
+PUBLISHED_RUNS: dict[str, PublishedRun] = {
+    "deepseek-v3": PublishedRun(
+        tokens=14.8e12,
+        hours={"pre-training": 2.664e6, "context extension": 0.119e6, "post-training": 0.005e6},
+        accelerator="h800", cards=2048, price=2.0, flops=None,
+        source="arXiv 2412.19437, table 1 and section 3.1",
+    ),
+    "llama-3.1-405b": PublishedRun(
+        tokens=15.6e12, hours={"training": 30.84e6}, accelerator="h100", cards=16_384, price=2.0,
+        flops=3.8e25,
+        source="huggingface.co/meta-llama/Llama-3.1-405B; arXiv 2407.21783, sections 3.2 and 3.3; it states "
+        "no price, V3's is taken",
+    ),
+}  # fmt: skip
