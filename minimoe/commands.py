@@ -14,7 +14,9 @@ import torch
 import tyro
 
 from minimoe import records
+from minimoe.bench.commands import Bench
 from minimoe.checkpoint import load_model
+from minimoe.claims.commands import Claims
 from minimoe.compare import PRESETS, PresetName, read_results, settings, train_all
 from minimoe.cost.commands import Cost
 from minimoe.distill.commands import Digits, Distill
@@ -249,4 +251,6 @@ COMMANDS: dict[str, Any] = {
     "distill": Distill,
     "digits": Digits,
     "cost": Cost,
+    "claims": Claims,
+    "bench": Bench,
 }

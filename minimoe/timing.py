@@ -1,8 +1,8 @@
 """Honest measurement: the compared take turns, medians count, the device is waited for, peaks are measured.
 
 On a shared machine an absolute time means little and a ratio within one run a good deal. A ratio is the
-median over rounds in each of which all were timed, with an interval of confidence; where that is wide the
-ratio says of itself that it is noisy.
+median over rounds in each of which all were timed, with an interval of confidence; where that is wide, or the
+later rounds say something else than the earlier ones, the ratio says of itself that it is noisy.
 """
 
 import functools
@@ -16,6 +16,7 @@ import torch
 
 Task = Callable[[], object]
 NOISY = 0.15  # of the ratio: an interval wider than this, from end to end, is no measurement
+DRIFTING = 0.075  # nor is one whose later half of rounds is further than this part of it from the earlier
 
 
 def synchronize(device: torch.device) -> None:
@@ -29,15 +30,18 @@ def synchronize(device: torch.device) -> None:
 @dataclass(frozen=True)
 class Ratio:
     """How many times as long something took as its baseline: the median over rounds, and between what it
-    lies with 95 % confidence."""
+    lies with 95 % confidence if rounds know nothing of each other. They do: a machine has its minutes. That
+    is what ``drift`` is for."""
 
     value: float
     low: float
     high: float
+    drift: float = 0.0
+    """how far the median of the later half of the rounds is from that of the earlier, as a part of that"""
 
     @property
     def noisy(self) -> bool:
-        return self.high - self.low > NOISY * self.value
+        return self.high - self.low > NOISY * self.value or self.drift > DRIFTING
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,25 @@ class Timing:
         pairs = zip(self.seconds[name], self.seconds[baseline], strict=True)
         return median_interval([ours / theirs for ours, theirs in pairs])
 
+    def then(self, later: "Timing") -> "Timing":
+        """Both, one after the other: measured again after other things, a ratio shows whether it drifts.
+
+        Raises:
+            ValueError: other tasks, or another number of threads.
+        """
+        if later.threads != self.threads or later.seconds.keys() != self.seconds.keys():
+            raise ValueError(
+                f"{list(later.seconds)} on {later.threads} threads cannot go on "
+                f"{list(self.seconds)} on {self.threads}; measure the same twice"
+            )
+        seconds = {name: values + later.seconds[name] for name, values in self.seconds.items()}
+        return Timing(seconds, self.threads)
+
 
 def median_interval(values: list[float]) -> Ratio:
     """The median and its 95 % interval from order statistics, which assume no distribution: of n values the
-    true median lies between the r-th from below and from above but with probability 2 P(Bin(n, ½) < r)."""
+    true median lies between the r-th from below and from above but with probability 2 P(Bin(n, ½) < r).
+    The drift is from the first half of the values, as they came, to the second."""
     ordered, n = sorted(values), len(values)
     outside, rank = 0.0, 0
     while rank < n // 2:
@@ -75,7 +94,11 @@ def median_interval(values: list[float]) -> Ratio:
             break
         rank += 1
     first = max(rank - 1, 0)  # with fewer than 6 values the whole range, which is less sure
-    return Ratio(statistics.median(ordered), ordered[first], ordered[n - 1 - first])
+    value = statistics.median(ordered)
+    drift = 0.0
+    if n > 1:
+        drift = abs(statistics.median(values[n // 2 :]) / statistics.median(values[: n // 2]) - 1)
+    return Ratio(value, ordered[first], ordered[n - 1 - first], drift)
 
 
 def measure(

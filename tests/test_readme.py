@@ -181,6 +181,12 @@ def test_every_file_is_in_the_picture_of_the_house():
     assert named == files
 
 
+def test_every_package_is_installed():
+    listed = re.search(r"^packages = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.M | re.S)[1]
+    found = {path.parent.relative_to(ROOT) for path in (ROOT / "minimoe").rglob("__init__.py")}
+    assert set(re.findall(r'"(.*?)"', listed)) == {".".join(folder.parts) for folder in found}
+
+
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.S))
 def test_the_python_examples_run(code):
     exec(compile(code, "README.md", "exec"), {})

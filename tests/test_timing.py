@@ -41,6 +41,29 @@ def test_a_ratio_is_of_the_same_round():
     assert timing.median("a") == 2.5
 
 
+def test_a_ratio_that_its_later_half_contradicts_is_noisy():
+    """Within each half all rounds agree, and the interval of confidence of all is narrow enough: what is
+    wrong with them is that the machine was another one by then."""
+    early, late = Timing({"a": [1.0] * 8, "b": [2.0] * 8}, 1), Timing({"a": [1.0] * 8, "b": [2.25] * 8}, 1)
+    assert not early.ratio("b", "a").noisy
+    assert not late.ratio("b", "a").noisy
+    both = early.then(late)
+    assert both.seconds["b"] == [2.0] * 8 + [2.25] * 8
+    ratio = both.ratio("b", "a")
+    assert ratio.high - ratio.low < timing.NOISY * ratio.value
+    assert (ratio.drift, ratio.noisy) == (0.125, True)
+    assert late.then(early).ratio("b", "a").drift == pytest.approx(1 - 2 / 2.25)
+    within = early.then(Timing({"a": [1.0] * 8, "b": [2.1] * 8}, 1)).ratio("b", "a")
+    assert (within.drift, within.noisy) == (pytest.approx(0.05), False)
+
+
+def test_only_the_same_can_go_on():
+    one = Timing({"a": [1.0]}, 1)
+    for other in (Timing({"b": [1.0]}, 1), Timing({"a": [1.0]}, 2)):
+        with pytest.raises(ValueError, match="measure the same twice"):
+            one.then(other)
+
+
 @pytest.mark.parametrize(("n", "rank"), [(5, 1), (6, 1), (8, 1), (9, 2), (15, 4), (20, 6), (25, 8)])
 def test_the_interval_of_the_median_is_the_tables(n, rank):
     """Ranks of the 95 % interval as tables of order statistics have them (Conover, table A3's binomial);

@@ -11,8 +11,8 @@ from minimoe.model import GPT
 from minimoe.results import Spread
 
 
-def gather(experiment: Experiment) -> dict[str, Any]:
-    """All that the experiment found as plain data, for JSON, the terminal and the figure."""
+def read_outcome(experiment: Experiment) -> tuple[Outcome, dict[str, GPT]]:
+    """What the experiment amounts to, and the students of its last seed."""
     setup, methods = experiment.setup, experiment.methods
     curves: dict[str, list[Curve]] = {name: [] for name in methods}
     likenesses: dict[str, list[Likeness]] = {name: [] for name in methods}
@@ -24,12 +24,18 @@ def gather(experiment: Experiment) -> dict[str, Any]:
             curves[name].append(read_curve(folder / "records.jsonl", method, setup, master.config))
             students[name] = load_model(folder, experiment.device)
             likenesses[name].append(likeness(students[name], master, experiment.corpus, setup.training))
-    outcome = Outcome(setup, methods, curves, likenesses)
+    return Outcome(setup, methods, curves, likenesses), students
+
+
+def gather(experiment: Experiment) -> dict[str, Any]:
+    """All that the experiment found as plain data, for JSON, the terminal and the figure."""
+    outcome, students = read_outcome(experiment)
+    teachers = experiment.teachers(experiment.seeds - 1)
     writers = {f"teacher, {name}": model for name, model in teachers.items()} | students
     writers.pop(LONGER, None)
     return {
         "seeds": experiment.seeds,
-        "steps": setup.training.steps,
+        "steps": experiment.setup.training.steps,
         "models": _models(experiment, outcome, {"student": students[ALONE]} | teachers),
         "methods": outcome.rows(),
         "verdict": outcome.verdict(),
@@ -37,7 +43,7 @@ def gather(experiment: Experiment) -> dict[str, Any]:
             name: [
                 {"steps": c.steps.tolist(), "flops": c.flops.tolist(), "bits": c.bits.tolist()} for c in found
             ]
-            for name, found in curves.items()
+            for name, found in outcome.curves.items()
         },
         "samples": samples(writers, experiment.corpus),
     }

@@ -1,0 +1,165 @@
+"""A claim of the articles: what it says, what it stands on, and the verdict that a measurement amounts to.
+
+A claim stands on bounds, each an inequality of one measured figure. A figure has a value a seed (one value
+where nothing is drawn). A bound is met where the mean clears it with 95 % confidence (one side of Student's t
+over seeds), broken where it fails as surely, and otherwise open. The verdict follows from the bounds alone:
+
+holds here                   all are met
+does not hold here           one is broken
+not testable at this scale   none is broken, and one is open: the seeds differ too much
+not built                    the technique is not in this project
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from matplotlib.figure import Figure
+
+from minimoe.results import Spread
+
+if TYPE_CHECKING:
+    from minimoe.claims.workshop import Workshop
+
+HOLDS, FAILS, OPEN, NOT_BUILT = "holds here", "does not hold here", "not testable at this scale", "not built"
+Outcome = Literal["met", "broken", "open"]
+
+
+class Untestable(Exception):
+    """This machine cannot run the experiment; the message says why."""
+
+
+class Work(Protocol):
+    """Something trained that claims may share; equal work is done once."""
+
+    def seconds(self, device: str) -> float:
+        """About how long it takes."""
+        ...
+
+    def __hash__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Bound:
+    """``least <= figure <= most``, one of them given."""
+
+    figure: str
+    """the measured figure's key"""
+    what: str
+    """the figure in words"""
+    least: float | None = None
+    most: float | None = None
+    unit: str = ""
+    why: str = ""
+    """where the limit comes from"""
+
+    def __post_init__(self) -> None:
+        if (self.least is None) == (self.most is None):
+            raise ValueError(f"bound {self.figure!r} must have a least or a most, and not both")
+
+    def outcome(self, values: list[float]) -> Outcome:
+        """By the mean and what seeds leave unsure of it. Raises ValueError for no value, or for no number."""
+        if not values or not all(math.isfinite(value) for value in values):
+            raise ValueError(f"{self.figure!r} was measured as {values}; there must be numbers")
+        room = Spread.of([self._room(value) for value in values])
+        unsure = confidence(len(values)) * (room.deviation or 0.0)
+        if unsure and abs(room.mean) <= unsure:
+            return "open"
+        return "met" if room.mean >= 0 else "broken"
+
+    def _room(self, value: float) -> float:
+        return value - self.least if self.least is not None else (self.most or 0.0) - value
+
+    def limit(self) -> str:
+        """ "at most 0.55" """
+        words, value = ("at least", self.least) if self.least is not None else ("at most", self.most)
+        return f"{words} {value:.4g}{self.unit}"
+
+    def says(self, values: list[float]) -> str:
+        """ "bytes of a tensor 0.516 (at most 0.55): met" """
+        return f"{self.what} {shown(values, self.unit)} ({self.limit()}): {self.outcome(values)}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an experiment found."""
+
+    values: dict[str, list[float]]
+    """figures by key, a value a seed: those that the bounds name, and others worth telling"""
+    detail: dict[str, Any] = field(default_factory=dict)
+    """plain data that the picture is drawn from"""
+    ran: str = ""
+    """what was run, with its sizes, in a sentence or two"""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict, why, and each bound's outcome in the order of the bounds."""
+
+    verdict: str
+    reason: str
+    outcomes: list[Outcome]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim and its experiment; or, with ``not_built``, the reason why there is none."""
+
+    id: str
+    statement: str
+    source: str
+    bounds: tuple[Bound, ...] = ()
+    measure: "Callable[[Workshop], Measured] | None" = None
+    draw: Callable[[Figure, dict[str, Any]], None] | None = None
+    """of ``Measured.detail`` onto an empty figure"""
+    work: "Callable[[Workshop], Sequence[Work]] | None" = None
+    """what it needs trained; what several claims need is trained once"""
+    seconds: tuple[float, float] = (0.0, 0.0)
+    """beside the trainings: quick and full, about, on two cores of 70 GFLOP/s each"""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """units and words of figures that no bound names"""
+    learns: bool = False
+    """whether it is about learning, and so needs several seeds"""
+    not_built: str = ""
+
+    def judge(self, values: Mapping[str, list[float]]) -> Judgement:
+        """The verdict on measured figures. Raises ValueError where a bound's figure is missing."""
+        if self.not_built:
+            return Judgement(NOT_BUILT, self.not_built, [])
+        if missing := [bound.figure for bound in self.bounds if bound.figure not in values]:
+            raise ValueError(f"{self.id}: there is no figure {missing[0]!r} to hold against its bound")
+        outcomes = [bound.outcome(values[bound.figure]) for bound in self.bounds]
+        verdict = FAILS if "broken" in outcomes else OPEN if "open" in outcomes else HOLDS
+        decisive = {FAILS: "broken", OPEN: "open", HOLDS: "met"}[verdict]
+        says = [
+            bound.says(values[bound.figure])
+            for bound, outcome in zip(self.bounds, outcomes, strict=True)
+            if outcome == decisive
+        ]
+        others = [o for o in outcomes if o != decisive]
+        rest = f"; others: {_count(others)}" if others else ""
+        return Judgement(verdict, "; ".join(says) + rest, outcomes)
+
+
+# Student's t that is exceeded with 5 % probability, by degrees of freedom from 1 on; 10 serve for more.
+T95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812)
+
+
+def confidence(n: int) -> float:
+    """How many standard deviations of n values their mean may be off, with 95 % confidence to one side."""
+    return T95[min(n - 1, len(T95)) - 1] / math.sqrt(n) if n > 1 else 0.0
+
+
+def shown(values: list[float], unit: str = "") -> str:
+    """ "0.516", or over seeds "2.29 ±0.02", with as many digits as the mean or its deviation deserves."""
+    spread = Spread.of(values)
+    if not spread.deviation:
+        large = 1e3 <= abs(spread.mean) < 1e12
+        return (f"{spread.mean:,.0f}" if large else f"{spread.mean:.3g}") + unit
+    digits = max(0, 1 - math.floor(math.log10(spread.deviation)))
+    return f"{spread.mean:.{digits}f} ±{spread.deviation:.{digits}f}{unit}"
+
+
+def _count(outcomes: list[Outcome]) -> str:
+    return ", ".join(f"{outcomes.count(o)} {o}" for o in ("met", "open", "broken") if o in outcomes)

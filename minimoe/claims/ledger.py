@@ -1,0 +1,111 @@
+"""The ledger: claims tried one after another, each entry kept as soon as it is known.
+
+out/entries/<id>.json     what was measured, the verdict, what the picture is drawn from
+out/pictures/<id>.png     the picture
+out/trained, out/taught   models, so that a killed ledger goes on where it was
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from minimoe import records
+from minimoe.claims.claim import OPEN, Claim, Judgement, Measured, Untestable, shown
+from minimoe.claims.workshop import Workshop
+from minimoe.results import Spread
+from minimoe.timing import peaks
+
+Entry = dict[str, Any]
+REFERENCE = 140e9  # FLOP/s: of the two cores that the claims' own seconds are told of
+
+
+def predicted(claims: Sequence[Claim], workshop: Workshop) -> dict[str, float]:
+    """About how many seconds each claim takes, in this order: what an earlier one has trained is free."""
+    slower = max(1.0, REFERENCE / peaks(workshop.device).flops["float32"])
+    done: set[Any] = set()
+    found = {}
+    for claim in claims:
+        work = set(claim.work(workshop)) if claim.work is not None else set()
+        training = sum(each.seconds(workshop.device) for each in work - done)
+        done |= work
+        found[claim.id] = training + slower * claim.seconds[0 if workshop.quick else 1]
+    return found
+
+
+def run(
+    claims: Sequence[Claim], workshop: Workshop, about: Callable[[Claim], None], told: Callable[[Entry], None]
+) -> list[Entry]:
+    """Try each claim, or read what was found before; ``about`` hears of it before, ``told`` after."""
+    entries = []
+    for claim in claims:
+        path = workshop.folder / "entries" / f"{claim.id}.json"
+        about(claim)
+        if path.exists():
+            found = json.loads(path.read_text())
+        else:
+            found = entry(claim, workshop)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            records.write_atomically(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        draw(claim, found, workshop.folder)
+        entries.append(found)
+        told(found)
+    return entries
+
+
+def entry(claim: Claim, workshop: Workshop) -> Entry:
+    """Measure and judge, as plain data."""
+    begin = time.perf_counter()
+    measured = Measured({})
+    try:
+        if claim.measure is not None:
+            measured = claim.measure(workshop)
+        judgement = claim.judge(measured.values)
+    except Untestable as why:
+        judgement = Judgement(OPEN, str(why), [])
+    units = dict(claim.labels) | {bound.figure: bound.unit for bound in claim.bounds}
+    return {
+        "id": claim.id,
+        "statement": claim.statement,
+        "source": claim.source,
+        "ran": measured.ran,
+        "measured": {
+            name: Spread.of(values).as_dict()
+            | {"values": values, "unit": units.get(name, ""), "shown": shown(values, units.get(name, ""))}
+            for name, values in measured.values.items()
+        },
+        **judged(claim, judgement),
+        "seeds": workshop.seeds if claim.learns else 1,
+        "seconds": time.perf_counter() - begin,
+        "size": "quick" if workshop.quick else "full",
+        "machine": records.machine(workshop.device),
+        "detail": measured.detail,
+    }
+
+
+def judged(claim: Claim, judgement: Judgement) -> Entry:
+    """Bounds with their outcomes, the verdict and why."""
+    outcomes: Sequence[str | None] = judgement.outcomes or [None] * len(claim.bounds)
+    bounds = zip(claim.bounds, outcomes, strict=True)
+    return {
+        "bound": [asdict(bound) | {"limit": bound.limit(), "outcome": outcome} for bound, outcome in bounds],
+        "verdict": judgement.verdict,
+        "reason": judgement.reason,
+    }
+
+
+def draw(claim: Claim, found: Entry, folder: Path) -> None:
+    """The picture, from the entry alone."""
+    if claim.draw is None or not found["detail"]:
+        return
+    path = folder / "pictures" / f"{claim.id}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(7.5, 3.4), layout="constrained")
+        claim.draw(figure, found["detail"])
+        figure.savefig(path, dpi=100)

@@ -1,0 +1,99 @@
+"""Models that claims need trained: the same is trained once, however many claims ask for it, and what is
+trained is kept in a folder named after what it is, so that a killed ledger goes on."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from minimoe.cost import flops_per_token
+from minimoe.data import Corpus
+from minimoe.distill.training import Student
+from minimoe.model import GPT, ModelConfig
+from minimoe.timing import peaks
+from minimoe.train_config import TrainConfig
+from minimoe.trainer import Evaluation, Step, Trainer
+from minimoe.training import train_in_turns
+
+Told = Callable[[float], None]
+
+# The share of its matmul peak at which a small model trains on a CPU: enough to say beforehand how long
+# something takes. Emulated 8 bits cost about the same again.
+SHARE, EMULATED = 0.3, 1.8
+
+
+@dataclass(frozen=True)
+class Training:
+    """One model and how it is trained, the seed included."""
+
+    model: ModelConfig
+    how: TrainConfig
+
+    def name(self, data: str) -> str:
+        """A folder's name: another model, training or text has another."""
+        settings = json.dumps([asdict(self.model), asdict(self.how), data], sort_keys=True)
+        kind = f"{self.model.n_experts}-experts" if self.model.n_experts else "dense"
+        return f"{kind}-seed-{self.how.seed}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
+
+    def seconds(self, device: str) -> float:
+        """About how long it will take, from its operations and the machine's measured peak."""
+        return self.how.steps * step_seconds(self.model, self.how, device)
+
+    def trainer(self, corpus: Corpus, device: str) -> Trainer:
+        torch.manual_seed(self.how.seed)
+        return Trainer(GPT(self.model), corpus, self.how, device)
+
+
+def step_seconds(
+    model: ModelConfig, how: TrainConfig, device: str, teacher: ModelConfig | None = None
+) -> float:
+    """About how long a step takes, with a look at a teacher if there is one."""
+    tokens = how.batch_size * how.accumulate * model.context
+    flops = flops_per_token(model) * (1.0 if model.precision == "full" else EMULATED)
+    look = 0.0 if teacher is None else flops_per_token(teacher, training=False)
+    return tokens * (flops + look) / (peaks(device).flops["float32"] * SHARE)
+
+
+def train_wanted(
+    wanted: list[Training], corpus: Corpus, folder: Path, device: str, told: Told
+) -> dict[Training, Path]:
+    """Train what is not trained yet, a step each in turn; where each lies. ``told`` hears of work done, in
+    seconds as ``Training.seconds`` predicts them."""
+    folders = {training: folder / training.name(corpus.fingerprint) for training in wanted}
+    waiting = {t: path for t, path in folders.items() if not (path / "finished").exists()}
+    if waiting:
+        trainers = {path.name: t.trainer(corpus, device) for t, path in waiting.items()}
+        places = {path.name: path for path in waiting.values()}
+        train_in_turns(trainers, places, resume=True, display=Teller(told, device))
+    for path in waiting.values():
+        (path / "finished").touch()
+    return folders
+
+
+class Teller:
+    """A display that tells of every step what it was worth, in seconds as predicted."""
+
+    def __init__(self, told: Told, device: str) -> None:
+        self.told, self.device = told, device
+        self.worth: dict[str, float] = {}
+
+    def __enter__(self) -> "Teller":
+        return self
+
+    def __exit__(self, *exception: object) -> None: ...
+
+    def start(self, trainers: Mapping[str, Trainer]) -> None:
+        for name, trainer in trainers.items():
+            looks = isinstance(trainer, Student) and trainer.teacher is not None
+            teacher = getattr(getattr(trainer, "teacher", None), "model", None) if looks else None
+            config = None if teacher is None else teacher.config
+            self.worth[name] = step_seconds(trainer.model.config, trainer.config, self.device, config)
+            self.told(self.worth[name] * trainer.step)
+
+    def step(self, name: str, step: Step) -> None:
+        self.told(self.worth[name])
+
+    def evaluation(self, name: str, evaluation: Evaluation) -> None: ...

@@ -1,0 +1,63 @@
+"""What an experiment has to work with: a size, seeds, a device, the text, a folder, trained models."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from minimoe import records
+from minimoe.checkpoint import load_model
+from minimoe.claims.trainings import Told, Training, train_wanted
+from minimoe.data import Corpus, load_corpus
+from minimoe.model import GPT
+
+Size = TypeVar("Size")
+FEWEST_SEEDS = 3  # of a claim about learning
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """One for a whole ledger. Raises ValueError for too few seeds."""
+
+    folder: Path
+    quick: bool = False
+    seeds: int = FEWEST_SEEDS
+    device: str = "cpu"
+    data: str = "default"
+    told: Told = lambda seconds: None
+    """hears of work done, in seconds as they were predicted"""
+
+    def __post_init__(self) -> None:
+        if self.seeds < FEWEST_SEEDS:
+            raise ValueError(
+                f"--seeds ({self.seeds}) must be at least {FEWEST_SEEDS}: claims about learning need a spread"
+            )
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        return load_corpus(self.data)
+
+    def pick(self, quick: Size, full: Size) -> Size:
+        return quick if self.quick else full
+
+    def generator(self, seed: int = 0) -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
+
+    def train(self, wanted: Iterable[Training]) -> dict[Training, Path]:
+        """Their folders, once all are trained."""
+        return train_wanted(list(wanted), self.corpus, self.folder / "trained", self.device, self.told)
+
+    def model(self, training: Training) -> GPT:
+        return load_model(self.train([training])[training], self.device)
+
+    def records(self, training: Training, kind: str) -> list[dict[str, Any]]:
+        """Its records of one kind, "step" or "evaluation"."""
+        path = self.train([training])[training] / "records.jsonl"
+        return [line for line in records.read(path) if line["kind"] == kind]
+
+    def reached(self, training: Training) -> float:
+        """Validation bits per byte at the end."""
+        return float(self.records(training, "evaluation")[-1]["bits_per_byte"])
