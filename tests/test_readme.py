@@ -10,6 +10,10 @@ from typing import get_args
 import pytest
 from rich.console import Console
 
+from minimoe.bench.report import print_bench
+from minimoe.bench.summary import sentences, summarize
+from minimoe.claims import CLAIMS
+from minimoe.claims.report import markdown, summary
 from minimoe.compare import PRESETS
 from minimoe.cost import flops_per_token, parameters
 from minimoe.cost.commands import Cost
@@ -107,6 +111,32 @@ def test_the_costs_shown_are_those_that_are_counted(tmp_path):
     assert round(llama["flops_per_token"]["training"] / v3["flops_per_token"]["training"]) == 10
     assert v3["roofline"]["4096"]["forward"]["parts"]["routed"]["bound"] == "bytes"
     assert {part["bound"] for part in v3["roofline"]["1"]["forward"]["parts"].values()} == {"bytes"}
+
+
+def test_the_ledger_shown_is_the_recorded_one_and_todays_claims_judge_it_so():
+    entries = json.loads((ROOT / "docs" / "claims.json").read_text())
+    assert f"{summary(entries)}\n\n<!-- table of docs/claims.json -->\n{markdown(entries)}\n" in README
+    assert [entry["id"] for entry in entries] == list(CLAIMS)
+    for entry in entries:
+        claim = CLAIMS[entry["id"]]
+        values = {name: figure["values"] for name, figure in entry["measured"].items()}
+        judgement = claim.judge(values)
+        assert (entry["verdict"], entry["reason"]) == (judgement.verdict, judgement.reason)
+        assert (entry["statement"], entry["source"]) == (claim.statement, claim.source)
+        assert entry["size"] == "full"
+        assert entry["seeds"] >= (3 if claim.learns else 1)
+    assert sum(entry["seconds"] for entry in entries) < 45 * 60
+
+
+def test_the_bench_shown_is_the_recorded_one(tmp_path):
+    found = json.loads((ROOT / "docs" / "bench.json").read_text())
+    assert found["summary"] == json.loads(json.dumps(summarize(found["records"])))
+    assert found["sentences"] == sentences(found["records"])
+    console = Console(record=True, width=100, file=(tmp_path / "out").open("w"))
+    print_bench(found, console)
+    printed = "\n".join(line.rstrip() for line in console.export_text().splitlines())
+    shown = re.search(r"<!-- output of docs/bench.json -->\n```text\n(.*?)\n```", README, re.S)[1]
+    assert shown.strip() == printed.strip()
 
 
 def test_the_students_rate_follows_its_search():

@@ -13,6 +13,7 @@ import torch
 
 from minimoe.bench.case import Built, Case, Cost
 from minimoe.timing import Peaks, Timing, measure
+from minimoe.version import __version__
 
 Turn = dict[str, Any]
 """One of a case's two measurements, as plain data."""
@@ -103,6 +104,8 @@ def _record(
         "dtype": case.dtype,
         "device": device.type,
         "threads": timing.threads,
+        "minimoe": __version__,
+        "torch": torch.__version__,
     }
     against = {
         rival: {
