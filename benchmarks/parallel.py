@@ -14,10 +14,8 @@ placement  how much busier than the mean the busiest of 8 ranks is, by the text 
            experts in their order, and as ``place`` puts them with 8 slots to spare
 """
 
-import datetime
 import json
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +24,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import tyro
 
 from minimoe import GPT, ModelConfig, load_corpus
@@ -38,6 +35,7 @@ from minimoe.moe.journey import Journey
 from minimoe.moe.placement import contiguous
 from minimoe.moe.wire import Wire
 from minimoe.records import machine, write_atomically
+from minimoe.several import together
 from minimoe.together import Together
 from minimoe.trainer import Trainer
 
@@ -46,22 +44,6 @@ LAYER = ModelConfig(dim=256, n_experts=64, top_k=8, expert_dim=64, n_groups=4)
 RULES = {"free": None, "at most 2": 2, "at most 1": 1}
 WIRES: tuple[Wire, ...] = ("full", "bf16", "fp8")
 TOKENS = 512  # a process
-
-
-def start(function, size: int, *arguments: Any) -> list[Any]:
-    """Run a function in ``size`` processes that can talk to each other; what each returns."""
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_run, (function, size, folder, arguments), nprocs=size)
-        return [torch.load(f"{folder}/{rank}.pt", weights_only=False) for rank in range(size)]
-
-
-def _run(rank: int, function, size: int, folder: str, arguments: tuple) -> None:
-    torch.set_num_threads(1)
-    keep_freed_memory()
-    limit = datetime.timedelta(seconds=120)
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=size, timeout=limit)
-    torch.save(function(*arguments), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 def one_step(config: ModelConfig, wire: Wire) -> dict[str, int]:
@@ -89,7 +71,7 @@ def measure_bytes(size: int = 4) -> list[dict[str, Any]]:
     for rule, top_groups in RULES.items():
         for wire in WIRES:
             config = replace(LAYER, top_groups=top_groups)
-            seen = start(one_step, size, config, wire)
+            seen = together(one_step, size, config, wire)
             pairs = sum(each["pairs"] for each in seen)
             chance = processes_visited(config, size) * (size - 1) / size
             found.append(
@@ -104,6 +86,7 @@ def seconds_a_step(wire: Wire, threads: int, steps: int) -> tuple[float, float]:
     """The median training step of the quick mixture, its batch shared by the processes there are; and how
     long in it this process waited for tokens and their gradients."""
     torch.set_num_threads(threads)
+    keep_freed_memory()
     preset, corpus, waited = PRESETS["quick"], load_corpus(), [0.0]
     torch.manual_seed(0)
     trainer = Trainer(
@@ -143,7 +126,7 @@ def measure_speed(rounds: int, steps: int = 12) -> list[dict[str, Any]]:
     times: list[list[tuple[float, float]]] = [[] for _ in cases]
     for _ in range(rounds):
         for (size, threads, wire), found in zip(cases, times, strict=True):
-            found.append(max(start(seconds_a_step, size, wire, threads, steps)))
+            found.append(max(together(seconds_a_step, size, wire, threads, steps)))
     return [
         {"processes": size, "threads": threads, "wire": wire}
         | {"ms": 1e3 * statistics.median(step for step, _ in found)}

@@ -16,7 +16,17 @@ from rich.console import Console
 from sklearn.metrics import mutual_info_score
 
 from minimoe import ModelConfig, cli
-from minimoe.claims import commands, counts, eight_bits, ledger, mixtures, specialists, taught, trainings
+from minimoe.claims import (
+    commands,
+    counts,
+    eight_bits,
+    ledger,
+    mixtures,
+    specialists,
+    taught,
+    trainings,
+    travel,
+)
 from minimoe.claims import workshop as workshop_module
 from minimoe.claims.catalogue import CLAIMS, choose
 from minimoe.claims.claim import (
@@ -36,6 +46,8 @@ from minimoe.claims.page import write_page
 from minimoe.claims.report import duration, print_ledger, summary
 from minimoe.claims.workshop import Workshop
 from minimoe.compare import PRESETS
+from minimoe.cost import processes_visited, traffic
+from minimoe.several import together
 from minimoe.train_config import TrainConfig
 from minimoe.trainer import Trainer
 
@@ -188,7 +200,7 @@ def test_the_command_prints_writes_and_draws(tmp_path, capsys, four):
     keys = {"id", "statement", "source", "measured", "bound", "verdict", "seeds", "seconds"}
     assert all(keys <= entry.keys() for entry in entries)
     assert [entry["verdict"] for entry in entries] == [HOLDS, FAILS, OPEN, NOT_BUILT]
-    assert [entry["seeds"] for entry in entries] == [1, 1, 3, 1]
+    assert [entry["seeds"] for entry in entries] == [1, 1, 2, 1]
     good = entries[0]
     assert good["measured"]["a"]["values"] == [3.0, 3.1, 3.2]
     assert good["measured"]["a"]["mean"] == pytest.approx(3.1)
@@ -392,6 +404,30 @@ def test_the_bill_the_memory_and_mixtral(tmp_path):
     assert mixtral["parameters"][0] == pytest.approx(46.70, abs=0.01)
 
 
+class OneRound(Workshop):
+    """A single turn of what is repeated for its time."""
+
+    def pick(self, quick, full):
+        return 1
+
+
+def test_moving_data(tmp_path):
+    """The same layer's bytes as ``cost`` predicts them: two of four processes, 8 bits out and 16 back."""
+    claim = CLAIMS["moving-data"]
+    found = claim.measure(OneRound(tmp_path)).values
+    every, two = (traffic(travel.LAYER, wire).training for wire in ("bf16", "fp8"))
+    limits = (replace(travel.LAYER, top_groups=limit) for limit in (None, 2))
+    free, limited = (processes_visited(config, 4) * 3 / 4 for config in limits)  # of others, by a token
+    assert found["bytes"][0] == pytest.approx(two * limited / (every * free), rel=0.03)
+    assert found["kB a token, free, bf16"][0] == pytest.approx(every * free / 1e3, rel=0.03)
+    assert len(found["seconds"]) == 3
+    assert set(claim.labels) <= set(found)
+
+
+def test_processes_return_in_order():
+    assert together(torch.distributed.get_rank, 2) == [0, 1]
+
+
 def test_a_wrong_layer_is_not_mixtrals(tmp_path, monkeypatch):
     preset = counts.preset
     monkeypatch.setattr(counts, "preset", lambda name, **sizes: preset(name, **sizes, normalize=False))
@@ -491,7 +527,7 @@ def test_8_bits_against_float32(miniature):
     assert {t.model.precision for t in runs["deepseek-v3"]} == {"deepseek-v3"}
     assert {t.how.autocast for t in runs["bf16"]} == {"bf16"}
     assert {(t.model.precision, t.how.autocast) for t in runs["float32"]} == {("full", "off")}
-    assert {t.how.seed for t in runs["naive"]} == {0, 1, 2}
+    assert {t.how.seed for t in runs["naive"]} == {0, 1, 2, 3, 4}
 
 
 def test_students(miniature, monkeypatch):

@@ -2,10 +2,12 @@
 
 A case is built and timed twice, with everything else in between (``running``). So a ratio that the minute,
 or the place of a tensor in memory, has made is found out: its two halves differ (``timing.Ratio.drift``).
+And in every round one small product, always the same, is timed too: where it takes longer than elsewhere in
+the run, somebody else was at work, and all of the case's ratios are noisy.
 """
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +16,10 @@ import torch
 from minimoe.bench.case import Built, Case, Cost
 from minimoe.timing import Peaks, Timing, measure
 from minimoe.version import __version__
+
+MACHINE = "the machine"
+SLOWED = 0.1  # how much longer than at its calmest the machine may take for the same small product
+SIDE = 384  # a millisecond or two on a CPU
 
 Turn = dict[str, Any]
 """One of a case's two measurements, as plain data."""
@@ -52,7 +58,8 @@ def time_built(case: Case, built: Built, device: torch.device, effort: Effort) -
     memory = dict(built.memory())
     if built.tasks:
         gc.collect()  # what earlier cases left is not to be found in the middle of this one
-        tasks = {name: built.tasks[name] for name in case.tasks}
+        a, b = torch.randn(2, SIDE, SIDE, device=device)
+        tasks = {name: built.tasks[name] for name in case.tasks} | {MACHINE: lambda: a @ b}
         timing = measure(
             tasks, device, rounds=effort.rounds, warmup=effort.warmup, shortest=effort.shortest,
             budget=effort.budget,
@@ -60,7 +67,8 @@ def time_built(case: Case, built: Built, device: torch.device, effort: Effort) -
     return {
         "case": case.key,
         "threads": timing.threads,
-        "seconds": timing.seconds,
+        "seconds": {name: values for name, values in timing.seconds.items() if name != MACHINE},
+        "machine": timing.median(MACHINE) if built.tasks else None,
         "costs": {name: asdict(cost) for name, cost in built.costs.items()},
         "memory": memory,
     }
@@ -71,29 +79,36 @@ def measure_case(
 ) -> list[dict[str, Any]]:
     """Check and time a case; its records."""
     found = [time_case(case, device, effort, check=turn == 0) for turn in range(turns)]
-    return case_records(case, device, found, peaks)
+    return case_records(case, device, found, peaks, calmest(found))
+
+
+def calmest(turns: Iterable[Turn]) -> float:
+    """Seconds of the small product where the machine was least disturbed; 0 where nothing was timed."""
+    return min((turn["machine"] for turn in turns if turn["machine"]), default=0.0)
 
 
 def case_records(
-    case: Case, device: torch.device, turns: Sequence[Turn], peaks: Peaks
+    case: Case, device: torch.device, turns: Sequence[Turn], peaks: Peaks, calm: float = 0.0
 ) -> list[dict[str, Any]]:
     """A plain dictionary a task, all with the same keys; None where something was not measured.
 
     ``seconds`` is the median and lies between ``quartiles``; ``ratio`` is to the baseline's, round by round,
     and lies between ``low`` and ``high``; ``against`` has the same for every baseline. ``share_of_peak`` is
     the roofline's time over the measured one, ``bound`` by what; ``predicted_ratio`` is the roofline's.
+    ``slowed`` is how much longer than ``calm`` the machine took for a small product meanwhile.
     """
     timing = Timing(turns[0]["seconds"], turns[0]["threads"])
     for turn in turns[1:]:
         timing = timing.then(Timing(turn["seconds"], turn["threads"]))
     costs = {name: Cost(**cost) for name, cost in turns[0]["costs"].items()}
     memory = turns[0]["memory"]
-    return [_record(name, case, device, timing, costs, memory, peaks) for name in case.tasks]
+    slowed = max((turn["machine"] / calm - 1 for turn in turns if calm and turn["machine"]), default=0.0)
+    return [_record(name, case, device, timing, costs, memory, peaks, slowed) for name in case.tasks]
 
 
 def _record(
     name: str, case: Case, device: torch.device, timing: Timing, costs: dict[str, Cost],
-    memory: dict[str, int], peaks: Peaks,
+    memory: dict[str, int], peaks: Peaks, slowed: float,
 ) -> dict[str, Any]:  # fmt: skip
     about = {
         "suite": case.suite,
@@ -109,7 +124,7 @@ def _record(
     }
     against = {
         rival: {
-            **_ratio(name, rival, timing),
+            **_ratio(name, rival, timing, slowed),
             "predicted": costs[name].seconds(peaks) / costs[rival].seconds(peaks) if costs else None,
             "memory": memory[name] / memory[rival] if memory else None,
         }
@@ -117,17 +132,17 @@ def _record(
     }
     first = against[case.baseline]
     ratios = {key: first[key] for key in ("ratio", "low", "high", "drift", "noisy")}
-    predicted = {"predicted_ratio": first["predicted"], "memory_ratio": first["memory"]}
+    predicted = {"predicted_ratio": first["predicted"], "memory_ratio": first["memory"], "slowed": slowed}
     speed = _speed(name, case, timing, costs, peaks)
     return about | speed | ratios | predicted | {"memory": memory.get(name), "against": against}
 
 
-def _ratio(name: str, rival: str, timing: Timing) -> dict[str, Any]:
+def _ratio(name: str, rival: str, timing: Timing, slowed: float) -> dict[str, Any]:
     if not timing.seconds:
         return dict.fromkeys(("ratio", "low", "high", "drift", "noisy"))
     found = timing.ratio(name, rival)
     return {"ratio": found.value, "low": found.low, "high": found.high, "drift": found.drift,
-            "noisy": found.noisy}  # fmt: skip
+            "noisy": found.noisy or slowed > SLOWED}  # fmt: skip
 
 
 def _speed(name: str, case: Case, timing: Timing, costs: dict[str, Cost], peaks: Peaks) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def entry(claim: Claim, workshop: Workshop) -> Entry:
             for name, values in measured.values.items()
         },
         **judged(claim, judgement),
-        "seeds": workshop.seeds if claim.learns else 1,
+        "seeds": max(map(len, measured.values.values()), default=1) if claim.learns else 1,
         "seconds": time.perf_counter() - begin,
         "size": "quick" if workshop.quick else "full",
         "machine": records.machine(workshop.device),

@@ -1,16 +1,12 @@
 """The claim about moving data: bytes between processes, counted by their meter, and a step's time."""
 
-import datetime
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from matplotlib.figure import Figure
 
 from minimoe.claims.claim import Bound, Claim, Measured, Untestable
@@ -18,6 +14,7 @@ from minimoe.claims.workshop import Workshop
 from minimoe.model import ModelConfig
 from minimoe.moe import Meter, MoE, expert_parallel_
 from minimoe.moe.wire import Wire
+from minimoe.several import together
 
 PROCESSES, TOKENS = 4, 512
 LAYER = ModelConfig(dim=256, n_experts=64, top_k=8, expert_dim=64, n_groups=PROCESSES)
@@ -27,28 +24,6 @@ WAYS: dict[str, tuple[int | None, Wire]] = {
     "limited, bf16": (2, "bf16"),
     "limited, fp8": (2, "fp8"),
 }
-
-
-def together(function: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
-    """``function(*arguments)`` in ``size`` processes that can talk to each other; what each returns."""
-    if not (dist.is_available() and dist.is_gloo_available()):
-        raise Untestable("torch was built without gloo here, so that processes cannot talk to each other")
-    # Forked from a server that has imported torch already: a second and not ten.
-    method = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
-    if method == "forkserver":
-        mp.set_forkserver_preload([__name__])
-    with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(_run, (function, size, folder, arguments), nprocs=size, start_method=method)
-        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(size)]
-
-
-def _run(rank: int, function: Callable[..., Any], size: int, folder: str, arguments: tuple[Any, ...]) -> None:
-    torch.set_num_threads(1)
-    limit = datetime.timedelta(seconds=120)
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=size, timeout=limit)
-    torch.save(function(*arguments), Path(folder) / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def steps(rounds: int, repeats: int) -> dict[str, dict[str, list[float]]]:
@@ -93,6 +68,8 @@ def _step(config: ModelConfig, wire: Wire) -> tuple[Callable[[], None], Meter]:
 
 
 def measure(workshop: Workshop) -> Measured:
+    if not (dist.is_available() and dist.is_gloo_available()):
+        raise Untestable("torch was built without gloo here, so that processes cannot talk to each other")
     found = together(steps, PROCESSES, workshop.pick(5, 15), workshop.seeds)
     sent = {name: sum(each["bytes"][name][0] for each in found) for name in WAYS}
     # A step is over when the last process has done it.
