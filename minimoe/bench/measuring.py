@@ -2,11 +2,12 @@
 
 A case is built and timed twice, with everything else in between (``running``). So a ratio that the minute,
 or the place of a tensor in memory, has made is found out: its two halves differ (``timing.Ratio.drift``).
-And in every round one small product, always the same, is timed too: where it takes longer than elsewhere in
-the run, somebody else was at work, and all of the case's ratios are noisy.
+And in every round one small product, always the same, is timed too: where it takes longer than it usually
+does in the run, somebody else was at work, and all of the case's ratios are noisy.
 """
 
 import gc
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from minimoe.timing import Peaks, Timing, measure
 from minimoe.version import __version__
 
 MACHINE = "the machine"
-SLOWED = 0.1  # how much longer than at its calmest the machine may take for the same small product
+SLOWED = 0.15  # how much longer than usual the machine may take for the same small product
 SIDE = 384  # a millisecond or two on a CPU
 
 Turn = dict[str, Any]
@@ -79,30 +80,32 @@ def measure_case(
 ) -> list[dict[str, Any]]:
     """Check and time a case; its records."""
     found = [time_case(case, device, effort, check=turn == 0) for turn in range(turns)]
-    return case_records(case, device, found, peaks, calmest(found))
+    return case_records(case, device, found, peaks, usual(found))
 
 
-def calmest(turns: Iterable[Turn]) -> float:
-    """Seconds of the small product where the machine was least disturbed; 0 where nothing was timed."""
-    return min((turn["machine"] for turn in turns if turn["machine"]), default=0.0)
+def usual(turns: Iterable[Turn]) -> float:
+    """The median of the small product's seconds, which what ran before it leaves in a cache or does not; 0
+    where nothing was timed."""
+    found = [turn["machine"] for turn in turns if turn["machine"]]
+    return statistics.median(found) if found else 0.0
 
 
 def case_records(
-    case: Case, device: torch.device, turns: Sequence[Turn], peaks: Peaks, calm: float = 0.0
+    case: Case, device: torch.device, turns: Sequence[Turn], peaks: Peaks, normal: float = 0.0
 ) -> list[dict[str, Any]]:
     """A plain dictionary a task, all with the same keys; None where something was not measured.
 
     ``seconds`` is the median and lies between ``quartiles``; ``ratio`` is to the baseline's, round by round,
     and lies between ``low`` and ``high``; ``against`` has the same for every baseline. ``share_of_peak`` is
     the roofline's time over the measured one, ``bound`` by what; ``predicted_ratio`` is the roofline's.
-    ``slowed`` is how much longer than ``calm`` the machine took for a small product meanwhile.
+    ``slowed`` is how much longer than ``normal`` the machine took for a small product meanwhile.
     """
     timing = Timing(turns[0]["seconds"], turns[0]["threads"])
     for turn in turns[1:]:
         timing = timing.then(Timing(turn["seconds"], turn["threads"]))
     costs = {name: Cost(**cost) for name, cost in turns[0]["costs"].items()}
     memory = turns[0]["memory"]
-    slowed = max((turn["machine"] / calm - 1 for turn in turns if calm and turn["machine"]), default=0.0)
+    slowed = max((turn["machine"] / normal - 1 for turn in turns if normal and turn["machine"]), default=0.0)
     return [_record(name, case, device, timing, costs, memory, peaks, slowed) for name in case.tasks]
 
 

@@ -16,7 +16,7 @@ from rich.table import Column
 
 from minimoe import records
 from minimoe.bench.case import Case
-from minimoe.bench.measuring import Effort, Turn, calmest, case_records, time_case
+from minimoe.bench.measuring import Effort, Turn, case_records, time_case, usual
 from minimoe.timing import Peaks, peaks
 
 TURNS = 2
@@ -54,11 +54,11 @@ def run_cases(
                     step(case, turn)
                     found[case.key, turn] = _measured(case, turn, device, effort)
                     records.append(path, found[case.key, turn])
-    calm = calmest(found.values())
+    normal = usual(found.values())
     made = []
     for case in cases:
         turns = [found[case.key, turn] for turn in range(TURNS)]
-        made += case_records(case, device, turns, known, calm)
+        made += case_records(case, device, turns, known, normal)
     return known, made
 
 
