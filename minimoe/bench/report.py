@@ -8,26 +8,34 @@ from rich.padding import Padding
 
 from minimoe.report import table
 
+WIDE, NARROW = 96, ("least", "most", "peak")  # columns of a terminal; what a narrower one has no place for
+LEGEND = (
+    "~ so many rows' ratios are noisy by their own account: rounds disagree, or the two measurements, or the "
+    "machine was slower than usual",
+    "theory: the ratio predicted from operations, bytes and the measured peaks",
+    "peak: what the first reached of the rate that binds it, arithmetic's or memory's (from a cache more)",
+    "bytes: kept for the backward pass; in quantise, weights and reading those of the result or model",
+)
+
 
 def print_bench(data: dict[str, Any], console: Console) -> None:
     """Ratios by suite and group, what they say, and what they were measured on."""
+    headings = ["", "rows", "noisy", "times", "least", "most", "theory", "peak", "bytes"]
+    shown = [i for i, name in enumerate(headings) if console.width >= WIDE or name not in NARROW]
     made = table(
         "Times as long as what it is compared with (geometric mean of the rows)",
-        ["", "rows", "noisy", "times", "least", "most", "theory", "peak", "bytes"],
+        [headings[i] for i in shown],
     )
     by_group = groupby(data["summary"], key=lambda row: (row["suite"], row["group"], row["dtype"]))
     for (suite, group, dtype), rows in by_group:
         made.add_row(f"{suite}: {group}" + ("" if dtype == "float32" else f", {dtype}"), style="bold")
         for row in rows:
-            made.add_row(*_cells(row))
+            cells = _cells(row)
+            made.add_row(*(cells[i] for i in shown))
     console.print(made)
-    console.print(
-        "~ so many rows' ratios are noisy by their own account: rounds, or the two measurements, disagree\n"
-        "theory: the ratio predicted from operations, bytes and the measured peaks   peak: what the first\n"
-        "reached of the rate that binds it, arithmetic's or memory's (from a cache it can be above 100%)\n"
-        "bytes: kept for the backward pass; in quantise, weights and reading those of the result or model\n",
-        style="dim",
-    )
+    for line in LEGEND:
+        console.print(line, style="dim")
+    console.print()
     for suite, said in data["sentences"].items():
         console.print(f"[bold]{suite}[/bold]")
         for sentence in said:

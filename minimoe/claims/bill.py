@@ -86,17 +86,25 @@ CLAIMS = (
                 unit=" %",
                 why="more would be too good to be true",
             ),
-            Bound("utilisation", "the same", least=20, unit=" %", why="less would be waste"),
+            Bound(
+                "utilisation",
+                "share of the bf16 peak that the hours imply",
+                least=20,
+                unit=" %",
+                why="less would be waste",
+            ),
             Bound("dollars", "millions of dollars off the published 5.6", most=0.05, why="as it is rounded"),
             Bound("fewer hours", "Llama 3.1 405B's hours over V3's", least=10, unit="x", why="ten times"),
             Bound(
                 "fewer operations",
-                "its operations over V3's",
+                "Llama 3.1 405B's operations over V3's",
                 least=10,
                 unit="x",
                 why="the same, whatever the hours",
             ),
-            Bound("cards", "its cards over V3's", least=7.5, unit="x", why="16,000 over 2,000 is 8"),
+            Bound(
+                "cards", "Llama 3.1 405B's cards over V3's", least=7.5, unit="x", why="16,000 over 2,000 is 8"
+            ),
         ),
         measure_bill,
         draw_bill,

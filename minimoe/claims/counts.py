@@ -120,11 +120,16 @@ CLAIMS = (
             ),
             Bound(
                 "h800",
-                "those bytes over the memory of 8 H800",
+                "V3's weights in 8 bits over the memory of 8 H800",
                 most=1,
                 why="the cards it was trained on, 80 GB each",
             ),
-            Bound("h200", "those bytes over the memory of 8 H200", most=1, why="the next cards, 141 GB each"),
+            Bound(
+                "h200",
+                "V3's weights in 8 bits over the memory of 8 H200",
+                most=1,
+                why="the next cards, 141 GB each",
+            ),
         ),
         measure_fit,
         draw_fit,

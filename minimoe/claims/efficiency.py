@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from minimoe.claims import mixtures
 from minimoe.claims.claim import Bound, Claim, Measured
@@ -91,6 +92,9 @@ def draw_efficiency(figure: Figure, detail: dict[str, Any]) -> None:
             axes.plot(curve[axis], np.mean(curve["bits"], axis=0), label=name, markersize=4, **STYLES[name])
             axes.plot(curve[axis], np.transpose(curve["bits"]), color=STYLES[name]["color"], linewidth=0.4)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(label)
         axes.grid(alpha=0.25)
     panels[0].set_ylabel("validation bits per byte")
@@ -109,25 +113,25 @@ CLAIMS = (
         (
             Bound(
                 "dense-active, flops",
-                "bits per byte below dense with its active parameters, at equal FLOPs",
+                "bits below dense with equal active parameters, at equal FLOPs",
                 least=0,
                 why="no worse",
             ),
             Bound(
                 "dense-total, flops",
-                "below dense with all its parameters, at equal FLOPs",
+                "bits below dense with equal total parameters, at equal FLOPs",
                 least=0,
                 why="no worse",
             ),
             Bound(
                 "dense-active, seconds",
-                "below dense with its active parameters, at equal seconds",
+                "bits below dense with equal active parameters, at equal seconds",
                 least=0,
                 why="no worse",
             ),
             Bound(
                 "dense-total, seconds",
-                "below dense with all its parameters, at equal seconds",
+                "bits below dense with equal total parameters, at equal seconds",
                 least=0,
                 why="no worse",
             ),

@@ -71,7 +71,7 @@ CLAIMS = (
             ),
             Bound(
                 "blocks",
-                "what scales for 128×128 gain them",
+                "what scales for 128×128 gain the other columns",
                 least=10,
                 unit=" dB",
                 why="an order of magnitude in power",

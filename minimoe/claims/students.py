@@ -95,7 +95,7 @@ def draw_copying(figure: Figure, detail: dict[str, Any]) -> None:
         100 * np.mean(detail["logits"]), color="#0072b2", linestyle="--", label="logits on a little text"
     )
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set(xlabel="bytes asked of the teacher", ylabel="share of the gap to the teacher closed, %")
+    axes.set(xlabel="bytes asked of the teacher", ylabel="gap to the teacher closed, %")
     axes.legend(frameon=False)
 
 
@@ -114,7 +114,7 @@ CLAIMS = (
             ),
             Bound(
                 "closed, scarce",
-                "the same with little text",
+                "of the gap to its teacher, what logits close with little text",
                 least=50,
                 unit=" %",
                 why="most of it",
@@ -137,7 +137,7 @@ CLAIMS = (
         (
             Bound(
                 "share",
-                "what the most text closes of what logits close",
+                "of what logits close of the gap, what the most text closes",
                 least=50,
                 unit=" %",
                 why="most of it",
