@@ -497,6 +497,10 @@ def test_claims_about_mixtures_share_their_trainings(miniature):
     ids = ("much-more-efficient", "specialists", "generalist", "struggled")
     found = {id: CLAIMS[id].measure(workshop) for id in ids}
     assert len(trained) == len(set(trained)) == 9 + 3 + 9  # three contestants, without a generalist, balances
+    leads = found["much-more-efficient"].values
+    for rival in ("dense-active", "dense-total"):  # above 0 where the mixture needs fewer bits
+        theirs, ours = leads[rival][0], leads["moe"][0]
+        assert leads[f"{rival}, flops"][0] == pytest.approx(theirs - ours)
     for id in ids:
         assert CLAIMS[id].judge(found[id].values).reason
         assert all(len(found[id].values[bound.figure]) == 3 for bound in CLAIMS[id].bounds)
@@ -517,6 +521,7 @@ def test_a_generalist_that_is_switched_off_is_gone(miniature):
     after = Trainer(model, workshop.corpus, how).evaluate().bits_per_byte
     assert values["switched off"][0] == pytest.approx(after, abs=1e-6)
     assert values["loss"][0] == pytest.approx(after - before, abs=1e-6)
+    assert values["gain"][0] == values["without"][0] - values["with"][0]  # fewer bits are better
     assert mixtures.alone(workshop)[0].model.n_shared == 0
     assert mixtures.alone(workshop)[0].model.top_k == training.model.top_k + 1
 
@@ -536,7 +541,18 @@ def test_students(miniature, monkeypatch):
     assert {"closed, ample", "closed, scarce", "size", "speed"} <= small.values.keys()
     assert len(small.values["closed, scarce"]) == 3
     teachers = [small.detail["bars"][name]["teacher"] for name in ("ample", "scarce")]
-    assert teachers[0] == teachers[1]  # one teacher for both
+    assert teachers[0] == teachers[1]  # one teacher for both, trained once
+    kept = [
+        [
+            path.stat().st_mtime
+            for path in sorted(
+                (workshop.folder / "taught" / share).rglob("teacher/**/checkpoints/**/*.safetensors")
+            )
+        ]
+        for share in ("1", "0.5")
+    ]
+    assert kept[0]
+    assert kept[0] == kept[1]
     alone, logits, best = (
         small.values[f"bits per byte, {m}, scarce"][0] for m in ("alone", "logits", "teacher")
     )
