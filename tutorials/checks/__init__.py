@@ -1,0 +1,77 @@
+"""What the tutorials' exercises are checked with: an answer is right, or it is said what is wrong with it."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Shown as a sentence; true where the answer is right."""
+
+    right: bool
+    said: str
+
+    def __bool__(self) -> bool:
+        return self.right
+
+    def __repr__(self) -> str:
+        return f"Right. {self.said}" if self.right else f"Not yet. {self.said}"
+
+
+def compare(
+    answer: Callable[..., Any],
+    cases: Iterable[tuple[tuple[Any, ...], Any]],
+    *,
+    praise: str,
+    hints: Iterable[tuple[Callable[..., Any], str]] = (),
+    tolerance: float = 1e-6,
+) -> Verdict:
+    """Hold an answer to examples.
+
+    Args:
+        cases: arguments, and what they should give.
+        praise: what is said of a right answer.
+        hints: wrong answers that are often given, as functions, and what is said to whoever gives them.
+        tolerance: relative to the expected, and absolute below 1.
+    """
+    for arguments, expected in cases:
+        shown = ", ".join(_short(argument) for argument in arguments)
+        try:
+            given = answer(*arguments)
+        except Exception as error:  # whatever the reader's code does is told, not raised
+            return Verdict(False, f"With {shown} it stops with {type(error).__name__}: {error}")
+        if given is None:
+            return Verdict(
+                False, f"With {shown} it returns nothing yet; it should return {_short(expected)}."
+            )
+        if _close(given, expected, tolerance):
+            continue
+        for wrong, hint in hints:
+            if _close(given, wrong(*arguments), tolerance):
+                return Verdict(False, hint)
+        return Verdict(False, f"With {shown} it returns {_short(given)}; it should be {_short(expected)}.")
+    return Verdict(True, praise)
+
+
+def _close(given: Any, expected: Any, tolerance: float) -> bool:
+    try:
+        ours, theirs = (np.asarray(torch.as_tensor(x).double()) for x in (given, expected))
+    except (TypeError, ValueError, RuntimeError):
+        return bool(given == expected)
+    if ours.shape != theirs.shape:
+        return False
+    return bool(np.allclose(ours, theirs, rtol=tolerance, atol=tolerance, equal_nan=True))
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        shape = f"a tensor of shape {tuple(value.shape)}"
+        return f"tensor({value.tolist()})" if value.numel() <= 8 else shape
+    if isinstance(value, float):
+        return f"{value:.6g}" if math.isfinite(value) else str(value)
+    return repr(value)
