@@ -27,10 +27,11 @@ import torch.distributed as dist
 import tyro
 
 from minimoe import GPT, ModelConfig, load_corpus
+from minimoe.claims.travel import LAYER, PROCESSES, TOKENS, metered_step
 from minimoe.compare import PRESETS
 from minimoe.cost import PUBLISHED, all_to_all, processes_visited, traffic
 from minimoe.memory import keep_freed_memory
-from minimoe.moe import Meter, MoE, expert_parallel_, place
+from minimoe.moe import place
 from minimoe.moe.journey import Journey
 from minimoe.moe.placement import contiguous
 from minimoe.moe.wire import Wire
@@ -40,33 +41,21 @@ from minimoe.together import Together
 from minimoe.trainer import Trainer
 
 DOCS = Path(__file__).parent.parent / "docs"
-LAYER = ModelConfig(dim=256, n_experts=64, top_k=8, expert_dim=64, n_groups=4)
 RULES = {"free": None, "at most 2": 2, "at most 1": 1}
 WIRES: tuple[Wire, ...] = ("full", "bf16", "fp8")
-TOKENS = 512  # a process
 
 
 def one_step(config: ModelConfig, wire: Wire) -> dict[str, int]:
     """Forward and backward of a layer on this process's tokens: the pairs counted from the routing alone, and
     the meter's bytes and messages."""
-    torch.manual_seed(0)
-    layer = MoE(
-        config.dim, config.expert_dim, config.n_experts, config.top_k,
-        n_groups=config.n_groups, top_groups=config.top_groups,
-    )  # fmt: skip
-    torch.nn.init.normal_(layer.gate.weight)
-    meter = Meter()
-    expert_parallel_(layer, wire=wire, meter=meter)
-    rank, size = dist.get_rank(), dist.get_world_size()
-    x = torch.randn(TOKENS, config.dim, generator=torch.Generator().manual_seed(1 + rank), requires_grad=True)
-    y, routing = layer(x)
-    y.square().sum().backward()
+    step, meter = metered_step(config, wire)
+    rank, size, routing = dist.get_rank(), dist.get_world_size(), step()
     visits = [set(row) for row in (routing.ids_TK // (config.n_experts // size)).tolist()]
     pairs = sum(len(row - {rank}) for row in visits)
     return {"pairs": pairs, "bytes": meter.bytes.total(), "messages": meter.messages.total()}
 
 
-def measure_bytes(size: int = 4) -> list[dict[str, Any]]:
+def measure_bytes(size: int = PROCESSES) -> list[dict[str, Any]]:
     found = []
     for rule, top_groups in RULES.items():
         for wire in WIRES:

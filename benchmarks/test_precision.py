@@ -11,11 +11,13 @@ operands; in bf16, where the processor has it, half a matmul.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
 from minimoe.compare import PRESETS
+from minimoe.memory import bytes_held
 from minimoe.model import GPT
 from minimoe.precision import (
     DEEPSEEK_V3,
@@ -105,10 +107,9 @@ def test_bytes_of_a_quantised_model(benchmark, model):
     """The standard preset's weights: float32, bf16, and V3's codes with their scales."""
     config = PRESETS["standard"].models()[model]
     full = sum(p.nbytes for p in GPT(config).parameters())
-    low = GPT(type(config)(**{**vars(config), "precision": "deepseek-v3"}))
+    low = GPT(replace(config, precision="deepseek-v3"))
     quantize_weights_(low)
-    tensors = [*low.parameters(), *(b for name, b in low.named_buffers() if name not in ("cos", "sin"))]
-    codes = sum(t.nbytes for t in tensors)
+    codes = bytes_held(low)
     benchmark.group = "bytes of a model"
     benchmark.extra_info.update(float32=full, bf16=full // 2, codes=codes)
     print(

@@ -20,7 +20,7 @@ from minimoe.claims.commands import Claims
 from minimoe.compare import PRESETS, PresetName, read_results, settings, train_all
 from minimoe.cost.commands import Cost
 from minimoe.distill.commands import Digits, Distill
-from minimoe.folders import close_folder, holds_run, open_folder
+from minimoe.folders import check_file, close_folder, holds_run, open_folder
 from minimoe.generation import check_sampling, generate
 from minimoe.launch import check_same, joined, launched, local_device, restarted
 from minimoe.model import GPT, ModelConfig
@@ -230,8 +230,7 @@ class Precision:
 
     def run(self) -> None:
         device = prepare("cpu", self.threads)
-        if self.out is not None and not self.out.parent.is_dir():
-            raise ValueError(f"--out {self.out}: there is no folder {self.out.parent}; make it first")
+        check_file("--out", self.out)
         tables = []
         for measure in TABLES:
             with console.status(f"measuring {measure.__name__.replace('_', ' ')}"):

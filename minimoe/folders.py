@@ -48,6 +48,16 @@ def open_folder(
             )
 
 
+def check_file(flag: str, path: Path | None) -> None:
+    """Raise ValueError, before any work, where a file that a flag names could not be written."""
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise ValueError(f"{flag} {path}: there is no folder {path.parent}; make it first")
+    if path.is_dir():
+        raise ValueError(f"{flag} {path} is a folder; name a file in it")
+
+
 def close_folder(out: Path) -> None:
     """Mark the run of ``out`` as finished."""
     mark = _read_mark(out)

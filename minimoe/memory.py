@@ -8,6 +8,7 @@ every time, so it pays for that in every step.
 
 import ctypes
 import sys
+import weakref
 
 import torch
 from torch import Tensor, nn
@@ -29,19 +30,33 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
 
 
+class _Kept:
+    """A tensor that autograd has put away; it lives as long as the graph does."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
 def bytes_kept_for_backward(module: nn.Module, x: Tensor) -> int:
     """What autograd keeps between forward and backward of ``module(x)``, in bytes: every storage once,
-    without x itself, parameters and buffers, which are there anyhow."""
+    without x itself, parameters and buffers, which are there anyhow, and without what a graph inside the
+    forward pass has kept and given back."""
     known = {t.untyped_storage().data_ptr() for t in (x, *module.parameters(), *module.buffers())}
-    sizes: dict[int, int] = {}
+    alive: weakref.WeakSet[_Kept] = weakref.WeakSet()
 
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    def put_away(tensor: Tensor) -> _Kept:
+        kept = _Kept(tensor)
+        alive.add(kept)
+        return kept
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        kept = module(x)  # alive until counted, or storages would be used again
-    del kept
-    return sum(sizes.values())
+    with torch.autograd.graph.saved_tensors_hooks(put_away, lambda kept: kept.tensor):
+        y = module(x)  # alive until counted, and its graph with it
+    storages = [kept.tensor.untyped_storage() for kept in alive]
+    sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    del y
+    return sum(size for place, size in sizes.items() if place not in known)
+
+
+def bytes_held(module: nn.Module) -> int:
+    """Of a module's parameters and persistent buffers."""
+    return sum(tensor.nbytes for tensor in module.state_dict().values())

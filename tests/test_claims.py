@@ -299,10 +299,16 @@ def test_what_a_machine_cannot_run_is_said_and_the_rest_goes_on(tmp_path):
             "--seeds (2) must be at least 3: claims about learning need",
         ),
         (["claims", "pi", "--json", "nowhere/x.json"], "there is no folder nowhere; make it first"),
+        (["claims", "pi", "--json", "."], "--json . is a folder; name a file in it"),
+        (["claims", "pi", "generalist", "--data", "nowhere"], "'nowhere' is neither a folder nor known text"),
+        (["claims", "small-from-big", "--data", "little"], "a sequence needs context + 1"),
     ],
 )
 def test_what_cannot_be_is_told_in_one_line(tmp_path, capsys, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "little" / "field").mkdir(parents=True)
+    for i in range(4):
+        (tmp_path / "little" / "field" / f"{i}.txt").write_text(f"line {i} or so. " * 10)
     assert cli.main(arguments) == 1
     error = capsys.readouterr().err
     assert message in error
@@ -468,7 +474,10 @@ def miniature(monkeypatch, tmp_path, corpus):
     """Tiny models and a few steps of each, and how often each was trained."""
     moe = ModelConfig(dim=16, n_layers=2, n_heads=2, context=16, n_experts=4, top_k=2, expert_dim=16)
     how = TrainConfig(steps=4, batch_size=2, warmup=1, eval_every=2, eval_sequences=2, average=0.5)
-    monkeypatch.setattr(workshop_module, "load_corpus", lambda data: corpus)
+    parts = ("train", "validation", "sources")
+    again = {part: (*getattr(corpus, part), getattr(corpus, part)[0]) for part in parts}
+    three = replace(corpus, domains=(*corpus.domains, "letters again"), **again)
+    monkeypatch.setattr(workshop_module, "load_corpus", lambda data: three)
     tiny = replace(PRESETS["quick"], moe=moe, training=how)
     monkeypatch.setattr(mixtures, "chosen", lambda workshop: tiny)
     monkeypatch.setattr(eight_bits, "SMALL", replace(eight_bits.SMALL, context=16, hidden_dim=128))
@@ -504,6 +513,14 @@ def test_claims_about_mixtures_share_their_trainings(miniature):
     for id in ids:
         assert CLAIMS[id].judge(found[id].values).reason
         assert all(len(found[id].values[bound.figure]) == 3 for bound in CLAIMS[id].bounds)
+
+
+def test_a_favourite_of_two_fields_is_no_speciality(monkeypatch, tmp_path, corpus):
+    """Of two fields one has half of any expert's tokens by itself."""
+    monkeypatch.setattr(workshop_module, "load_corpus", lambda data: corpus)
+    found = ledger.entry(CLAIMS["specialists"], Workshop(tmp_path, quick=True))
+    assert found["verdict"] == OPEN
+    assert "has 2 of the 3 fields or more" in found["reason"]
 
 
 def test_a_generalist_that_is_switched_off_is_gone(miniature):

@@ -9,10 +9,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from several import run
+from torch.nn.functional import one_hot
 
 from minimoe import ModelConfig
-from minimoe.cost import processes_visited, traffic
-from minimoe.moe import Meter, MoE, expert_parallel_
+from minimoe.cost import PUBLISHED, processes_visited, traffic
+from minimoe.moe import Meter, MoE, expert_parallel_, route
 from minimoe.moe.wire import legs
 
 CONFIG = ModelConfig(dim=136, n_experts=12, top_k=4, expert_dim=16)
@@ -35,6 +36,18 @@ def test_visits_where_a_limit_holds():
     assert processes_visited(limited, 4) == pytest.approx(visited, rel=1e-12)
     assert processes_visited(replace(limited, top_groups=4), 4) == processes_visited(CONFIG, 4)  # no limit
     assert processes_visited(replace(limited, top_k=3, top_groups=1), 4) == 1
+
+
+def test_v3_meets_more_of_the_nodes_that_its_limit_leaves():
+    """It prefers groups of a token's best experts; the figures of the docstring and the README."""
+    a = PUBLISHED["deepseek-v3"]
+    torch.manual_seed(0)
+    logits = torch.randn(20_000, a.n_experts)
+    ids_TK = route(logits, a.top_k, score="sigmoid", n_groups=a.n_groups, top_groups=a.top_groups).ids_TK
+    met = one_hot(ids_TK // (a.n_experts // 8), 8).amax(1).sum(1).double().mean().item()
+    assert met == pytest.approx(3.96, abs=0.01)
+    assert processes_visited(a, 8) == pytest.approx(3.63, abs=0.005)
+    assert met * 7 / 8 == pytest.approx(3.47, abs=0.01)
 
 
 def test_what_cannot_be_predicted_is_refused():

@@ -6,6 +6,7 @@ already, as they are where one trains in bf16.
 Dimensions: M, N, K of a product, K contracted; T tokens, D widths in and out.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from minimoe.bench.case import Built, Case, Cost
 from minimoe.bench.layers import as_task
 from minimoe.bench.same import require_close
+from minimoe.memory import bytes_held
 from minimoe.model import GPT, ModelConfig
 from minimoe.precision import (
     BF16,
@@ -149,7 +151,7 @@ def _three_products_are_within_bounds(layer: nn.Module, x_TD: Tensor, g_TD: Tens
 def weights(case: Case, device: torch.device, *, config: ModelConfig) -> Built:
     """Bytes of a model's weights: float32, bf16, and V3's codes with their scales."""
     made = GPT(config)
-    low = GPT(ModelConfig(**{**vars(config), "precision": "deepseek-v3"}))
+    low = GPT(replace(config, precision="deepseek-v3"))
     low.load_state_dict(made.state_dict())
 
     def check() -> None:
@@ -162,11 +164,7 @@ def weights(case: Case, device: torch.device, *, config: ModelConfig) -> Built:
 
     def memory() -> dict[str, int]:
         quantize_weights_(low)
-        held = {FULL: _nbytes(made), CODES: _nbytes(low)}
-        return held | {HALF: _nbytes(made.bfloat16())}
+        held = {FULL: bytes_held(made), CODES: bytes_held(low)}
+        return held | {HALF: bytes_held(made.bfloat16())}
 
     return Built(check, {}, {}, memory)
-
-
-def _nbytes(model: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in model.state_dict().values())

@@ -3,7 +3,6 @@
 Dimensions: B batch, T tokens, V vocabulary, D width.
 """
 
-import weakref
 from collections.abc import Callable
 from functools import partial
 
@@ -21,6 +20,7 @@ from minimoe.distill.lesson import Lesson
 from minimoe.distill.losses import kd_loss
 from minimoe.distill.teachers import AllLogits
 from minimoe.distill.training import Student
+from minimoe.memory import bytes_kept_for_backward
 from minimoe.model import ModelConfig
 from minimoe.trainer import Trainer
 
@@ -82,35 +82,9 @@ def chunks(case: Case, device: torch.device) -> Built:
             require_close(f"chunked: {what}", ours, theirs, 1e-4)
 
     def memory() -> dict[str, int]:
-        return {name: bytes_still_kept(way, hidden_TD) for name, way in ways.items()}
+        return {name: bytes_kept_for_backward(way, hidden_TD) for name, way in ways.items()}
 
     cost = Cost(8 * T * V * D, 4 * (6 * T * V + 3 * V * D))  # four products; logits of both there and back
     return Built(
         check, {n: partial(gradients, w) for n, w in ways.items()}, dict.fromkeys(ways, cost), memory
     )
-
-
-class _Kept:
-    """A tensor that autograd has put away; it lives as long as the graph does."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-
-def bytes_still_kept(module: nn.Module, x: Tensor) -> int:
-    """``memory.bytes_kept_for_backward``, but what a graph within the forward pass kept and has given back is
-    not counted: the chunked loss takes its chunks' gradients there."""
-    known = {t.untyped_storage().data_ptr() for t in (x, *module.parameters(), *module.buffers())}
-    alive: weakref.WeakSet[_Kept] = weakref.WeakSet()
-
-    def put_away(tensor: Tensor) -> _Kept:
-        kept = _Kept(tensor)
-        alive.add(kept)
-        return kept
-
-    with torch.autograd.graph.saved_tensors_hooks(put_away, lambda kept: kept.tensor):
-        y = module(x)
-    storages = {kept.tensor.untyped_storage().data_ptr(): kept.tensor for kept in alive}
-    found = sum(t.untyped_storage().nbytes() for place, t in storages.items() if place not in known)
-    del y
-    return found

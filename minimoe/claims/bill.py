@@ -7,7 +7,7 @@ from matplotlib.ticker import EngFormatter
 
 from minimoe.claims.claim import Bound, Claim, Measured
 from minimoe.claims.workshop import Workshop
-from minimoe.cost import ACCELERATORS, PUBLISHED, PUBLISHED_RUNS, count, training_flops, utilisation
+from minimoe.cost import PUBLISHED, PUBLISHED_RUNS, count, training_flops
 
 
 def measure_bill(workshop: Workshop) -> Measured:
@@ -16,11 +16,7 @@ def measure_bill(workshop: Workshop) -> Measured:
     runs = {name: PUBLISHED_RUNS[name] for name in names}
     v3, llama = (runs[name] for name in names)
     flops = {name: training_flops(PUBLISHED[name]) * run.tokens for name, run in runs.items()}
-    peak = {name: ACCELERATORS[run.accelerator].bf16 for name, run in runs.items()}
-    reached = {
-        name: utilisation(PUBLISHED[name], run.tokens, max(run.hours.values()), peak[name])
-        for name, run in runs.items()
-    }
+    reached = {name: run.utilisation(PUBLISHED[name]) for name, run in runs.items()}
     found = count(PUBLISHED["deepseek-v3"])
     return Measured(
         {

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from matplotlib.figure import Figure
 
+from minimoe.data import Corpus
 from minimoe.results import Spread
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ class Work(Protocol):
 
     def seconds(self, device: str) -> float:
         """About how long it takes."""
+        ...
+
+    def check(self, corpus: Corpus) -> None:
+        """Raise ValueError where the text is too little for it."""
         ...
 
     def __hash__(self) -> int: ...

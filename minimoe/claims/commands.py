@@ -16,7 +16,7 @@ from minimoe.claims.ledger import Entry, predicted, run
 from minimoe.claims.page import write_page
 from minimoe.claims.report import STYLES, duration, print_ledger
 from minimoe.claims.workshop import Workshop
-from minimoe.folders import close_folder, open_folder
+from minimoe.folders import check_file, close_folder, open_folder
 from minimoe.memory import keep_freed_memory
 from minimoe.terminal import console, prepare
 from minimoe.training import Interrupted
@@ -51,8 +51,7 @@ class Claims:
 
     def run(self) -> None:
         claims = choose(list(self.ids))
-        if self.json is not None and not self.json.parent.is_dir():
-            raise ValueError(f"--json {self.json}: there is no folder {self.json.parent}; make it first")
+        check_file("--json", self.json)
         out = self.out or Path("runs") / "-".join(["claims", *self.ids, *(["quick"] if self.quick else [])])
         device = prepare(self.device, self.threads)
         progress = Progress(
@@ -66,6 +65,8 @@ class Claims:
         workshop = Workshop(
             out, self.quick, self.seeds, device, self.data, lambda s: progress.advance(ledger, s)
         )
+        for claim in claims:
+            workshop.check(claim.work(workshop) if claim.work is not None else ())
         settings = {"ids": [claim.id for claim in claims], "quick": self.quick, "seeds": self.seeds}
         settings |= {"data": self.data, "device": device}
         open_folder(out, settings, resume=self.resume, overwrite=self.overwrite)

@@ -18,8 +18,6 @@ from minimoe.plots import STYLES
 from minimoe.results import AXES, Comparison, Curve
 from minimoe.timing import measure
 
-# The quick preset of minimoe compare, and one that is small enough for 3 seeds of everything in minutes.
-
 
 def contestants(workshop: Workshop) -> dict[str, list[Training]]:
     preset = mixtures.chosen(workshop)

@@ -4,6 +4,7 @@ Nothing is learnt here, so one draw of large matrices says as much as many.
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from minimoe.claims.claim import Bound, Claim, Measured
 from minimoe.claims.workshop import Workshop
 from minimoe.compare import PRESETS
 from minimoe.cost import PUBLISHED, kept
+from minimoe.memory import bytes_held
 from minimoe.model import GPT
 from minimoe.precision import (
     BF16,
@@ -48,12 +50,11 @@ def measure_space(workshop: Workshop) -> Measured:
     tensors = {name: quantize(x, E4M3, block).nbytes / (2 * x.numel()) for name, block in blocks.items()}
     config = PRESETS["standard"].moe
     bf16 = sum(2 * p.numel() for p in GPT(config).parameters())
-    low = GPT(type(config)(**{**vars(config), "precision": "deepseek-v3"}))
+    low = GPT(replace(config, precision="deepseek-v3"))
     quantize_weights_(low)
-    held = [*low.parameters(), *(b for n, b in low.named_buffers() if n not in ("cos", "sin"))]
     v3 = PUBLISHED["deepseek-v3"]
     ratios = tensors | {
-        "mixture of\nminimoe compare": sum(t.nbytes for t in held) / bf16,
+        "mixture of\nminimoe compare": bytes_held(low) / bf16,
         "DeepSeek-V3": kept(v3, "deepseek-v3").weights / kept(v3, "bf16").weights,
     }
     tensor, ours, theirs = max(tensors.values()), *list(ratios.values())[2:]

@@ -7,11 +7,7 @@ from matplotlib.figure import Figure
 
 from minimoe.claims.claim import Bound, Claim, Measured
 from minimoe.claims.workshop import Workshop
-from minimoe.precision import (
-    E4M3,
-    fake_quantize,
-    measure_error,
-)
+from minimoe.precision import E4M3, fake_quantize, measure_error
 from minimoe.precision.error import decibels
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from minimoe.claims.claim import Bound, Claim, Measured
+from minimoe.claims.claim import Bound, Claim, Measured, Untestable
 from minimoe.claims.mixtures import mixture
 from minimoe.claims.trainings import Training
 from minimoe.claims.workshop import Workshop
@@ -17,10 +17,16 @@ from minimoe.claims.workshop import Workshop
 
 def measure_specialists(workshop: Workshop) -> Measured:
     """How much an expert's number tells of a text's field, against fields dealt out at random."""
+    if len(workshop.corpus.domains) < 3:
+        raise Untestable(
+            f"the text has {len(workshop.corpus.domains)} of the 3 fields or more without which most of an "
+            "expert's tokens would be from one of themselves"
+        )
     found = [_choices(workshop, training) for training in mixture(workshop)]
     told = [_information(*choices, workshop.pick(100, 500)) for choices in found]
     domains = list(workshop.corpus.domains)
-    counts_DE = _counts(*found[0])[-1]
+    fields_S, experts, n_experts = found[0]
+    counts_DE = _pooled(fields_S, _per_sequence(experts, n_experts))[-1]
     return Measured(
         {
             "over chance": [1e3 * (real - chance) for real, chance, _ in told],
@@ -52,13 +58,13 @@ def _choices(workshop: Workshop, training: Training) -> tuple[np.ndarray, np.nda
     return np.concatenate(domains), np.concatenate(experts, axis=1), training.model.n_experts
 
 
-def _counts(domains_S: np.ndarray, experts: np.ndarray, n_experts: int) -> np.ndarray:
-    """(layers, D, E): how often tokens of each field went to each expert."""
-    per_sequence = np.stack([[np.bincount(row, minlength=n_experts) for row in layer] for layer in experts])
-    return _pooled(domains_S, per_sequence)
+def _per_sequence(experts: np.ndarray, n_experts: int) -> np.ndarray:
+    """(layers, S, E): how often tokens of each sequence went to each expert."""
+    return np.stack([[np.bincount(row, minlength=n_experts) for row in layer] for layer in experts])
 
 
 def _pooled(domains_S: np.ndarray, per_sequence: np.ndarray) -> np.ndarray:
+    """(layers, D, E): the same by field."""
     return np.einsum("sd,mse->mde", np.eye(domains_S.max() + 1)[domains_S], per_sequence)
 
 
@@ -81,7 +87,7 @@ def _information(
     Sequences are dealt, not tokens: tokens of one text are alike, and dealt apart would make chance look
     smaller than it is.
     """
-    per_sequence = np.stack([[np.bincount(row, minlength=n_experts) for row in layer] for layer in experts])
+    per_sequence = _per_sequence(experts, n_experts)
     random = np.random.default_rng(0)
     chance = [mutual_information(_pooled(random.permutation(domains_S), per_sequence)) for _ in range(draws)]
     counts = _pooled(domains_S, per_sequence)

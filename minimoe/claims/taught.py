@@ -12,6 +12,7 @@ from pathlib import Path
 
 from minimoe.claims.trainings import Teller, step_seconds
 from minimoe.claims.workshop import Workshop
+from minimoe.data import Corpus
 from minimoe.distill.experiment import ALONE, SETUPS, Experiment, Setup, teach
 from minimoe.distill.gather import read_outcome
 from minimoe.distill.outcome import Outcome
@@ -56,6 +57,9 @@ class Taught:
             looks = setup.methods()[method].lesson.needs_looks
             one += step_seconds(setup.student, how, device, setup.teacher if looks else None)
         return self.seeds * (how.steps * one + (setup.teacher_tokens / WRITING if self.text else 0))
+
+    def check(self, corpus: Corpus) -> None:
+        corpus.part(self.setup.share).check(self.setup.student.context)
 
 
 def scarce(workshop: Workshop) -> float:

@@ -11,7 +11,6 @@ import torch
 
 from minimoe.cost import flops_per_token
 from minimoe.data import Corpus
-from minimoe.distill.training import Student
 from minimoe.model import GPT, ModelConfig
 from minimoe.timing import peaks
 from minimoe.train_config import TrainConfig
@@ -41,6 +40,9 @@ class Training:
     def seconds(self, device: str) -> float:
         """About how long it will take, from its operations and the machine's measured peak."""
         return self.how.steps * step_seconds(self.model, self.how, device)
+
+    def check(self, corpus: Corpus) -> None:
+        corpus.check(self.model.context)
 
     def trainer(self, corpus: Corpus, device: str) -> Trainer:
         torch.manual_seed(self.how.seed)
@@ -87,8 +89,7 @@ class Teller:
 
     def start(self, trainers: Mapping[str, Trainer]) -> None:
         for name, trainer in trainers.items():
-            looks = isinstance(trainer, Student) and trainer.teacher is not None
-            teacher = getattr(getattr(trainer, "teacher", None), "model", None) if looks else None
+            teacher = getattr(getattr(trainer, "teacher", None), "model", None)  # of a student that looks
             config = None if teacher is None else teacher.config
             self.worth[name] = step_seconds(trainer.model.config, trainer.config, self.device, config)
             self.told(self.worth[name] * trainer.step)

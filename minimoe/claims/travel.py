@@ -1,5 +1,6 @@
 """The claim about moving data: bytes between processes, counted by their meter, and a step's time."""
 
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from minimoe.claims.claim import Bound, Claim, Measured, Untestable
 from minimoe.claims.workshop import Workshop
 from minimoe.model import ModelConfig
-from minimoe.moe import Meter, MoE, expert_parallel_
+from minimoe.moe import Meter, MoE, Routing, expert_parallel_
 from minimoe.moe.wire import Wire
 from minimoe.several import together
 
@@ -31,7 +32,7 @@ def steps(rounds: int, repeats: int) -> dict[str, dict[str, list[float]]]:
     sent in a step, and the median seconds of each repeat."""
     tasks, meters = {}, {}
     for name, (top_groups, wire) in WAYS.items():
-        tasks[name], meters[name] = _step(replace(LAYER, top_groups=top_groups), wire)
+        tasks[name], meters[name] = metered_step(replace(LAYER, top_groups=top_groups), wire)
         tasks[name]()
     sent = {name: [float(meter.bytes.total())] for name, meter in meters.items()}
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
@@ -44,11 +45,12 @@ def steps(rounds: int, repeats: int) -> dict[str, dict[str, list[float]]]:
                 task()
                 taken[name].append(time.perf_counter() - begin)
         for name, values in taken.items():
-            seconds[name].append(sorted(values)[len(values) // 2])
+            seconds[name].append(statistics.median(values))
     return {"bytes": sent, "seconds": seconds}
 
 
-def _step(config: ModelConfig, wire: Wire) -> tuple[Callable[[], None], Meter]:
+def metered_step(config: ModelConfig, wire: Wire) -> tuple[Callable[[], Routing], Meter]:
+    """Forward and backward of a layer on this process's tokens, and the meter of what that sends."""
     torch.manual_seed(0)
     layer = MoE(
         config.dim, config.expert_dim, config.n_experts, config.top_k,
@@ -60,9 +62,10 @@ def _step(config: ModelConfig, wire: Wire) -> tuple[Callable[[], None], Meter]:
     x = torch.randn(TOKENS, config.dim, generator=torch.Generator().manual_seed(1 + dist.get_rank()))
     x.requires_grad_()
 
-    def run() -> None:
-        y, _ = layer(x)
+    def run() -> Routing:
+        y, routing = layer(x)
         y.square().sum().backward()
+        return routing
 
     return run, meter
 

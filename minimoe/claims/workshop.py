@@ -10,6 +10,7 @@ import torch
 
 from minimoe import records
 from minimoe.checkpoint import load_model
+from minimoe.claims.claim import Work
 from minimoe.claims.trainings import Told, Training, train_wanted
 from minimoe.data import Corpus, load_corpus
 from minimoe.model import GPT
@@ -39,6 +40,11 @@ class Workshop:
     @cached_property
     def corpus(self) -> Corpus:
         return load_corpus(self.data)
+
+    def check(self, wanted: Iterable[Work]) -> None:
+        """Raise ValueError, before any of it is done, where the text is not to be had or too little."""
+        for work in wanted:
+            work.check(self.corpus)
 
     def pick(self, quick: Size, full: Size) -> Size:
         return quick if self.quick else full

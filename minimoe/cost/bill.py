@@ -1,5 +1,6 @@
 """From operations to hours, cards, days and dollars, with everything that was assumed beside them."""
 
+import math
 from dataclasses import dataclass
 
 from minimoe.cost.architecture import Architecture
@@ -75,8 +76,8 @@ def bill(
         ValueError: tokens, peak or price is not positive, or the utilisation not in (0, 1].
     """
     for name, value in (("tokens", tokens), ("peak", peak), ("price", price)):
-        if not value > 0:
-            raise ValueError(f"{name} ({value}) must be above 0")
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} ({value}) must be above 0, and finite")
     if not 0 < utilisation <= 1:
         raise ValueError(f"utilisation ({utilisation}) must be above 0 and at most 1")
     flops = training_flops(a, context) * tokens

@@ -12,6 +12,7 @@ from minimoe.cost.architecture import Architecture, of
 from minimoe.cost.figures import figures
 from minimoe.cost.published import PUBLISHED
 from minimoe.cost.report import print_costs
+from minimoe.folders import check_file
 from minimoe.model import ModelConfig
 from minimoe.terminal import console
 
@@ -47,8 +48,7 @@ class Cost:
     """show the traceback of an error"""
 
     def run(self) -> None:
-        if self.json is not None and not self.json.parent.is_dir():
-            raise ValueError(f"--json {self.json}: there is no folder {self.json.parent}; make it first")
+        check_file("--json", self.json)
         found = self.figures()
         print_costs(found, console)
         if self.json is not None:

@@ -15,7 +15,9 @@ def processes_visited(config: ModelConfig | Architecture, n_processes: int) -> f
     every choice is equally likely.
 
     One is missed with probability C(E - E/P, K) / C(E, K): all K are among the others' experts. A limit of
-    groups, which must then be the processes, leaves the same choice among M of them.
+    groups, which must then be the processes, leaves the same choice among M of them. There this is a lower
+    bound: ``route`` prefers groups that hold several of a token's best experts, so that of V3's 4 nodes it
+    meets 3.96 where this says 3.63 (independent scores; 9 % more to send to other nodes).
 
     Raises:
         ValueError: no experts, they do not divide, or limited groups are not the processes.

@@ -19,7 +19,7 @@ from minimoe.distill.gather import gather
 from minimoe.distill.lesson import Lesson
 from minimoe.distill.losses import Kind
 from minimoe.distill.report import plot_distillation, print_distillation
-from minimoe.folders import close_folder, open_folder
+from minimoe.folders import check_file, close_folder, open_folder
 from minimoe.progress import Terminal
 from minimoe.report import print_numbers
 from minimoe.terminal import console, introduce, load, prepare
@@ -133,8 +133,7 @@ class Digits:
     """show the traceback of an error"""
 
     def run(self) -> None:
-        if self.out is not None and not self.out.parent.is_dir():
-            raise ValueError(f"--out {self.out}: there is no folder {self.out.parent}; make it first")
+        check_file("--out", self.out)
         device = prepare("cpu", self.threads)
         with console.status("training the teachers"):
             teachers = train_teachers(seeds=self.seeds, seed=self.seed)

@@ -7,6 +7,7 @@ from minimoe.cost import flops_per_token, parameters
 from minimoe.distill.evaluation import Likeness, likeness, samples, speeds
 from minimoe.distill.experiment import ALONE, LONGER, Experiment
 from minimoe.distill.outcome import Curve, Outcome, read_curve
+from minimoe.memory import bytes_held
 from minimoe.model import GPT
 from minimoe.results import Spread
 
@@ -64,7 +65,7 @@ def _models(experiment: Experiment, outcome: Outcome, models: dict[str, GPT]) ->
                 "model": name,
                 "parameters": parameters(config),
                 "active": parameters(config, active=True),
-                "megabytes": sum(tensor.nbytes for tensor in model.state_dict().values()) / 1e6,
+                "megabytes": bytes_held(model) / 1e6,
                 "flops_per_token": flops_per_token(config, training=False),
                 "tokens_per_second": speed[name],
                 "training": flops_per_token(config) / once if name in trained else None,
