@@ -41,11 +41,22 @@ def checks(path: Path) -> list[str]:
     return [source for kind, source in cells(path) if kind == "code" and re.match(r"check_\w+\(", source)]
 
 
-# What the program below is told on its standard input; it runs where a notebook would.
+# Runs where a notebook would, and is told on its standard input what. Of every check it also notes which of
+# its hints are not given to whoever makes that mistake.
 RUN = """
 import json, sys
 import matplotlib; matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import checks
+compare, silent = checks.compare, []
+def listening(answer, cases, *, hints=(), **options):
+    cases, hints = list(cases), list(hints)
+    for mistake, hint in hints:
+        verdict = compare(mistake, cases, hints=hints, **options)
+        if verdict or verdict.said != hint:
+            silent.append([hint, repr(verdict)])
+    return compare(answer, cases, hints=hints, **options)
+checks.compare = listening
 job = json.load(sys.stdin)
 space = {"__name__": "__main__"}
 figures = 0
@@ -57,8 +68,9 @@ said = []
 for check, solution in zip(job["checks"], job["solutions"], strict=True):
     before = eval(check, space)
     exec(compile(solution, "solution", "exec"), space)
-    said.append([bool(before), repr(before), bool(eval(check, space)), repr(eval(check, space))])
-print("\\n" + json.dumps({"said": said, "figures": figures}))
+    after = eval(check, space)
+    said.append([bool(before), repr(before), bool(after), repr(after)])
+print("\\n" + json.dumps({"said": said, "figures": figures, "silent": silent}))
 """
 
 
@@ -78,6 +90,7 @@ def test_it_runs_and_its_exercises_can_be_solved(path):
     found = json.loads(done.stdout.splitlines()[-1])
     assert 2 <= len(found["said"]) <= 4
     assert found["figures"] >= 2
+    assert not found["silent"]
     for before, first, after, second in found["said"]:
         assert not before, first
         assert re.match(r"Not yet\. \S.*", first, re.S)

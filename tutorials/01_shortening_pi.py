@@ -412,6 +412,7 @@ for axis, (name, lost) in zip(axes, zeros.items(), strict=True):
     axis.imshow(lost, cmap="Greys", interpolation="nearest")
     axis.set(title=f"{name}: {lost.sum():,} lost", xlabel="column")
     axis.set(xticks=[0, 128, 256, 384], yticks=[0, 128])
+    axis.grid(False)
 axes[0].set_ylabel("row")
 _ = figure.suptitle("The damage stays within the block of the one large number")
 

@@ -350,8 +350,6 @@ _ = axis.legend(loc="lower right")
 # the machines are not any four but those with the best experts, and so a token hardly
 # ever leaves one of its four out. Four is the most it can be.
 #
-#
-# %% [markdown]
 # ## What an envelope weighs
 #
 # For every token and every other machine that it visits, four things travel in training:

@@ -145,6 +145,10 @@ asked = []
 for T in some:
     counts = [layers["mixture"].gate(torch.randn(T, D)).counts_E for _ in range(20)]
     asked.append(np.mean([int((counts_E > 0).sum()) for counts_E in counts]))
+assert np.allclose(theory, asked, rtol=0.1)
+assert theory[some.index(16)] < 0.9 * E < theory[some.index(32)]
+
+# %%
 figure, axis = plt.subplots(figsize=(7, 2.8))
 axis.plot(some, theory, marker="", color="black", label="theory")
 axis.plot(some, asked, linestyle="none", label="asked for by our gate")
@@ -152,10 +156,9 @@ axis.set(xscale="log", xlabel="tokens at once", ylabel="experts read, of 64")
 axis.set(xticks=some, xticklabels=some)
 axis.set_title("A few tokens want nearly all the experts")
 _ = axis.legend()
-assert np.allclose(theory, asked, rtol=0.1)
 
 # %% [markdown]
-# A dozen or two. There is the catch. With sixteen tokens the mixture does the arithmetic
+# Hardly more than sixteen. There is the catch. With sixteen tokens the mixture does the arithmetic
 # of the small network and reads almost the weights of the large one.
 #
 # ## The roofline
@@ -240,11 +243,11 @@ for T, times in races.items():
 
 # %%
 figure, axis = plt.subplots()
-for name, color, marker in zip(layers, ("C0", "C1", "C2"), "os^", strict=True):
+for name, style in zip(layers, plt.rcParams["axes.prop_cycle"], strict=False):
     seconds = np.array([times.median(name) for times in races.values()])
     line = 1e3 * np.array(predicted[name])
-    axis.plot(batches, 1e3 * seconds, marker, color=color, label=name)
-    axis.plot(batches, line, color=color, linestyle="-", marker="")
+    axis.plot(batches, 1e3 * seconds, **style | {"linestyle": ""}, label=name)
+    axis.plot(batches, line, **style | {"marker": ""})
 axis.set(xlabel="tokens at once", ylabel="ms (lines: predicted)", xscale="log")
 axis.set(xticks=batches, xticklabels=batches, yscale="log")
 axis.set_title("Measured: all above their lines, the mixture most")
@@ -316,7 +319,7 @@ _ = figure.legend(loc="outside lower center", ncols=3)
 
 # %% [markdown]
 # The black part is what counting said. The blue part is the price of doing it in small
-# pieces; it shrinks as the tokens grow, because every expert then has a decent bundle.
+# pieces; it shrinks where the tokens are many, because every expert then has a decent bundle.
 # The grey part is the mail room of tutorial 5, and whatever we forgot.
 #
 # ## The turning point

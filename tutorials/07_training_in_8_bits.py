@@ -3,8 +3,8 @@
 #
 # After this you will be able to name the three products in which a layer learns, to say how
 # DeepSeek makes each of their operands 8 bits wide, and to judge from a gap between losses, and
-# from its spread, whether eight bits were accurate enough. It needs an hour, and tutorials 1
-# and 2.
+# from its spread, whether eight bits were accurate enough. It needs fifty minutes, and
+# tutorials 1 and 2.
 #
 # Finished models had often been put into eight bits before. To *train* in them was rarer, and
 # with a model so large nobody had shown that it works: each calculation is less accurate, as the
@@ -24,6 +24,8 @@ from checks.t7 import check_gradients, check_loss_factor, check_weight_gradient
 from looks import plt
 
 from minimoe.precision import E4M3, fake_quantize, measure_error, quantize
+
+torch.set_num_threads(1)  # matrices as small as ours gain little from more
 
 
 # %% [markdown]
@@ -531,6 +533,6 @@ assert abs(loud[0]) < 2 < naive[0]  # one factor has mended it
 #   gap as large as eight bits do (the README's table has a `twin` that shows it).
 # - Size. V3 is millions of times larger, and was trained for two months instead of seconds.
 #
-# Read next: section 3.3 of the DeepSeek-V3 report (arXiv 2412.19437), of which sections 3.3.1 to
-# 3.3.3 should hold no surprise any more, and its appendix B.2, where
-# squares of 128×128 for gradients too made a training diverge.
+# Read next: section 3.3 of the DeepSeek-V3 report (arXiv 2412.19437), which should hold few
+# surprises any more, and its appendix B.2, where squares of 128×128 for gradients too made a
+# training diverge.

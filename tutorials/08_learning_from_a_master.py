@@ -39,6 +39,8 @@ from minimoe import GPT, ModelConfig, TrainConfig, load_corpus, train
 from minimoe.cost import flops_per_token, parameters
 from minimoe.distill import Lesson, distill, divergence
 
+torch.set_num_threads(1)  # matrices as small as ours gain nothing from more
+
 # %% [markdown]
 # ## What the archive says, and what the editor says
 #

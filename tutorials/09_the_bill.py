@@ -199,14 +199,18 @@ assert round((at_work - looked_up) / billion) == 37
 # to 37.
 
 # %%
-colors = ["#0072b2", "#56b4e9", "#d55e00", "#e6c200", "#bbbbbb", "#666666"]
+colors = ["#0072b2", "#56b4e9", "#d55e00", "#e6c200", "#eeeeee", "#666666"]
+hatches = ["", "", "//", "", "..", "xx"]  # so that they differ in grey as well
+
+# %%
 figure, axis = plt.subplots(figsize=(7, 2.6))
 for row, numbers in enumerate((parts, work)):
     left = 0.0
-    for name, color in zip(list(parts)[:6], colors, strict=True):
+    for name, color, hatch in zip(list(parts)[:6], colors, hatches, strict=True):
         share = 100 * numbers[name] / sum(numbers.values())
         label = name if row == 0 else None
-        axis.barh(row, share, 0.6, left, color=color, edgecolor="white", label=label)
+        look = {"color": color, "hatch": hatch, "edgecolor": "white", "label": label}
+        axis.barh(row, share, 0.6, left, **look)
         left += share
 axis.set_yticks([0, 1], ["all", "at work\non a token"])
 axis.invert_yaxis()

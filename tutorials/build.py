@@ -25,7 +25,12 @@ def build(source: Path) -> None:
         "language_info": {"name": "python"},
     }
     begin = time.perf_counter()
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(HERE)}}).execute()
+    NotebookClient(
+        notebook,
+        timeout=300,
+        resources={"metadata": {"path": str(HERE)}},
+        extra_arguments=["--log-level=ERROR"],  # a kernel warns each time that it talks over TCP
+    ).execute()
     for i, cell in enumerate(notebook.cells):
         cell.id = f"cell-{i}"
         cell.metadata.pop("execution", None)

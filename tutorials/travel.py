@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from minimoe.claims.travel import together as _together
 from minimoe.moe import Meter, MoE, expert_parallel_
 from minimoe.moe.wire import Wire
+from minimoe.several import together as _together
 
 SIZES = {"dim": 128, "expert_dim": 32, "n_experts": 16, "top_k": 4}
 TOKENS = 256  # of each process

@@ -1,6 +1,5 @@
 """What the tutorials' exercises are checked with: an answer is right, or it is said what is wrong with it."""
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +53,7 @@ def compare(
         for wrong, hint in hints:
             if _close(given, wrong(*arguments), tolerance):
                 return Verdict(False, hint)
-        return Verdict(False, f"With {shown} it returns {_short(given)}; it should be {_short(expected)}.")
+        return Verdict(False, f"With {shown} {_difference(given, expected)}.")
     return Verdict(True, praise)
 
 
@@ -68,10 +67,23 @@ def _close(given: Any, expected: Any, tolerance: float) -> bool:
     return bool(np.allclose(ours, theirs, rtol=tolerance, atol=tolerance, equal_nan=True))
 
 
+def _difference(given: Any, expected: Any) -> str:
+    """Of two large tensors of the same shape, where they differ most."""
+    large = all(isinstance(x, torch.Tensor) and x.numel() > 8 for x in (given, expected))
+    if not large or given.shape != expected.shape:
+        return f"it returns {_short(given)}; it should be {_short(expected)}"
+    worst = (given.double() - expected.double()).abs().argmax()
+    place = [int(i) for i in torch.unravel_index(worst, given.shape)]
+    values = f"{given[tuple(place)]:.6g} and should be {expected[tuple(place)]:.6g}"
+    return f"it returns a tensor of the right shape, but at {place} it is {values}"
+
+
 def _short(value: Any) -> str:
+    """Few enough signs for a sentence."""
     if isinstance(value, torch.Tensor):
         shape = f"a tensor of shape {tuple(value.shape)}"
-        return f"tensor({value.tolist()})" if value.numel() <= 8 else shape
-    if isinstance(value, float):
-        return f"{value:.6g}" if math.isfinite(value) else str(value)
-    return repr(value)
+        return f"tensor({_short(value.tolist())})" if value.numel() <= 8 else shape
+    if isinstance(value, (list, tuple)) and len(value) <= 8:
+        inside = ", ".join(_short(each) for each in value)
+        return f"[{inside}]" if isinstance(value, list) else f"({inside})"
+    return f"{value:.6g}" if isinstance(value, float) else repr(value)
