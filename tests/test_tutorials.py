@@ -74,7 +74,6 @@ print("\\n" + json.dumps({"said": said, "figures": figures, "silent": silent}))
 """
 
 
-@pytest.mark.slow  # three minutes in all
 def test_it_runs_and_its_exercises_can_be_solved(path):
     job = {
         "cells": [source for kind, source in cells(path) if kind == "code"],
@@ -125,4 +124,5 @@ def test_it_is_made_as_the_others_are(path):
     words = sum(len(source.split()) for kind, source in found if kind == "markdown")
     assert words > 500
     prose = "\n".join(re.sub(r"```.*?```", "", s, flags=re.S) for k, s in found if k == "markdown")
+    assert not re.search(r"\S\n1\. ", prose), "a line of a paragraph that Markdown takes for a list"
     assert "predict" in prose.lower() or "guess" in prose.lower()

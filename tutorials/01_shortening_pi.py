@@ -22,6 +22,8 @@ from looks import plt
 
 from minimoe.precision import BF16, E4M3, E5M2, FP16, FP32, round_to
 
+torch.set_num_threads(1)  # tensors as small as ours gain nothing from more
+
 # %% [markdown]
 # ## Two ways of being short
 #
@@ -51,14 +53,15 @@ for name, x in things.items():
 #
 # The 1 need not be stored, because in binary every number but zero begins with it. The price
 # is that there would be no zero; so where E is 0 the 1 is left out, and the number is
-# ± M/8 × 2⁻⁶. These few are called *subnormal*. One pattern, all bits set, means "no number".
+# ± M/8 × 2⁻⁶. These few are called *subnormal*. Two patterns, in which all seven bits behind
+# the sign are set, mean "no number".
 #
 # Eight bits have only 256 patterns, so we can list all numbers that there are.
 
 
 # %%
 def value_of(code):
-    """What the eight bits of ``code`` (0 to 255) mean in E4M3."""
+    """What the eight bits of ``code`` (0 to 255, but for 127 and 255) mean in E4M3."""
     sign = -1.0 if code >= 128 else 1.0  # the first bit
     E = code // 8 % 16  # the next four
     M = code % 8  # the last three
@@ -129,8 +132,9 @@ assert off[E5M2] > off[E4M3] > abs(3.14 - math.pi) / math.pi > off[BF16]
 
 # %% [markdown]
 # So the newspapers flattered eight bits. Their 3.14 is the π of *sixteen* bits (BF16, which
-# everybody trained with before). Eight bits have no 3.14; the π that DeepSeek's machines
-# multiplied with is a clumsier number. Reach and digits are paid from one purse: E5M2 is worse.
+# everybody trained with before). As they stand, eight bits have no 3.14, but a clumsier π. (With
+# a scale, further down, it would come out differently.) Reach and digits are paid from one
+# purse: E5M2 is worse.
 #
 # ## Rounding, and the tie
 #
@@ -221,7 +225,7 @@ for name, place in ends.items():
     axis.axvline(place, color="black", linestyle=":", marker="", linewidth=1)
     axis.text(place, 75, name, ha="left" if place < 1 else "right")
 axis.set_xscale("log", base=2)
-axis.set(title="Between the two ends the error stays below one share")
+axis.set(title="Between the two ends the error stays below u / (1 + u), some 6 %")
 _ = axis.set(xlabel="the number, by doublings", ylabel="error, % of the number")
 
 # %%

@@ -2,9 +2,9 @@
 # # 4. *Keeping everyone busy*
 #
 # After this you will be able to say why a mixture of experts that is left alone gives all
-# its work to a few of them, to measure how bad it is, and to write the three remedies,
-# DeepSeek's among them, and watch them at work. It needs forty minutes, and tutorial 3
-# (or knowing what a gate, a score and an expert are).
+# its work to a few of them, to measure how bad it is, to write two of the three remedies,
+# DeepSeek's among them, and to watch all of them at work. It needs forty minutes, and
+# tutorial 3 (or knowing what a gate, a score and an expert are).
 #
 # Mixtures of experts are an old idea. The newspapers said that many companies had tried
 # it and struggled, and that DeepSeek was the one that made it work well. What is there to
@@ -30,10 +30,11 @@ torch.set_num_threads(1)  # matrices as small as ours gain nothing from more
 # ## Left alone
 #
 # We begin with the plainest mixture that ever worked at a large size, Switch (arXiv
-# 2101.03961): every token goes to *one* expert, the one with the largest score, and the
-# scores are a softmax, so that they sum to 1. Ours has two layers of sixteen experts. We
-# train it on text that is on your machine, and keep a diary: how many of each batch's
-# tokens each expert got.
+# 2101.03961): every token goes to *one* expert, the one with the largest score. The
+# scores are a *softmax* of the gate's logits: e to the power of each, divided by the sum
+# of all, so that they sum to 1. Ours has two layers of sixteen experts. We train it on
+# text that is on your machine, and keep a diary: how many of each batch's tokens each
+# expert got.
 
 # %%
 corpus = load_corpus()
@@ -69,7 +70,7 @@ print(f"an even share             {1 / 16:.1%}")
 print(f"the busiest, at the start {begin.max():.1%}")
 print(f"the busiest, at the end   {end.max():.1%}")
 print(f"with less than a tenth of an even share: {idle} of 16")
-assert end.max() > 4 / 16  # the even share several times over
+assert end.sort().values[-2:].sum() > 0.5  # two of them have most of it
 assert idle >= 4
 
 
@@ -90,14 +91,15 @@ def diary(axis, loads, title):
 
 # %%
 figure, axis = plt.subplots(figsize=(7, 3))
-picture = diary(axis, alone, "Left alone, a few experts take everything")
+picture = diary(axis, alone, "Left alone, one or two experts take nearly everything")
 axis.set_ylabel("experts, the busiest on top")
-_ = figure.colorbar(picture, label="of the tokens, %")
+_ = figure.colorbar(picture, label="of the tokens, %", extend="max")
 
 # %% [markdown]
-# Why? Look at what an expert can learn from. A token that does not come to it teaches it
-# nothing: no token, no gradient. We ask the trained model for the gradient of each expert
-# of the first layer on one more batch.
+# Why? Look at what an expert can learn from. A network learns from its *gradient*, which
+# says how the error would change if a weight were moved a little. A token that does not
+# come to an expert teaches it nothing: no token, no gradient. We ask the trained model
+# for the gradient of each expert of the first layer on one more batch.
 
 # %%
 batch = corpus.batch(seed=1, step=0, size=8, context=64)
@@ -115,7 +117,7 @@ left_alone.model.zero_grad()
 # So it is a circle. An expert that by luck is picked a little more often learns a little
 # more. Because it is better, the gate learns to trust it, and picks it more often still.
 # The rest fall behind, and who has fallen behind is not asked any more. Sixteen desks are
-# paid for, and a handful write the paper.
+# paid for, and one or two write the paper.
 #
 # ## How bad is it? One number
 #
@@ -167,7 +169,7 @@ T = int(counts_E.sum())
 room = places(T, n_experts=16, top_k=1, factor=1.25)
 found = statistics(counts_E, capacity=room)
 longer = 1 + found.max_violation
-print(f"MaxVio {found.max_violation:.1f}: a step takes {longer:.1f} times as long")
+print(f"MaxVio {found.max_violation:.1f}: experts' work takes {longer:.1f} times as long")
 print(f"or, with {room} places each, {found.dropped:.0%} of {T} tokens are turned away")
 assert found.max_violation == max_violation(counts_E) > 2
 assert found.dropped > 0.3
@@ -175,7 +177,8 @@ assert found.dropped > 0.3
 # %% [markdown]
 # ## First remedy: a fine
 #
-# What a network is trained to avoid is written into its loss. So Switch adds a fine for
+# What a network is trained to avoid is written into its *loss*, the number that training
+# makes small. So Switch adds a fine for
 # uneven work:
 #
 # $$\text{fine} = \alpha \cdot E \sum_{i=1}^{E} f_i\,P_i.$$
@@ -191,8 +194,8 @@ assert found.dropped > 0.3
 # what can be changed.
 #
 # **Exercise 2.** Write the sum with the E in front (without α) from the scores of all
-# experts and the numbers of those picked. The scores may be sigmoids, which do not sum to
-# 1. (`torch.bincount` counts.)
+# experts and the numbers of those picked. The sum of sigmoids, which the scores may be,
+# is not 1. (`torch.bincount` counts.)
 
 
 # %%
@@ -278,7 +281,9 @@ assert sequence_loss(routing, length=16) > 1.9  # in each sequence two of four d
 # The model is now asked to guess the next letter *and* to be even, and where the two
 # disagree it must compromise. How much to fine? **Predict** what becomes of the balance,
 # and of the guessing, with an α of a tenth of Switch's, with Switch's, and with a
-# thousand times as much.
+# thousand times as much. (MaxVio is of all the validation text together. How well it
+# guesses is measured in *bits per byte* of that text, 8 for who knows nothing; the fewer
+# the better.)
 
 # %%
 fines = (0.001, 0.01, 10.0)
@@ -299,7 +304,7 @@ for alpha, result in results.items():
     place = (result.max_violation, result.bits_per_byte)
     axis.plot(*place, "o", color="black")
     axis.annotate(f"α = {alpha:g}", place, (6, 5), textcoords="offset points")
-axis.set(xlabel="MaxVio over a text", ylabel="bits per byte", xlim=(-0.5, 13))
+axis.set(xlabel="MaxVio over all validation text", ylabel="bits per byte", xlim=(-0.5, 13))
 axis.margins(y=0.15)
 _ = axis.set_title("A small fine balances less, a large one spoils the guessing")
 
@@ -370,8 +375,17 @@ print("\n".join(inspect.getsource(update_bias_).splitlines()[-2:]))
 # while the other goes up by γ, so the gap closes by 2γ a step. Theory: balance takes
 # about gap / 2γ steps.
 #
-# And when it is reached? The bias cannot stand still; it steps to and fro by γ.
-# **Predict** for four speeds, each ten times the one before: which will not arrive in
+# And when it is reached? The bias cannot stand still; it steps to and fro by γ. Here is
+# such a gate.
+
+# %%
+likes_E = 0.5 * torch.randn(16, generator=torch.Generator().manual_seed(0))
+mean_E = torch.sigmoid(likes_E + torch.randn(20_000, 16)).mean(0)
+gap = float(mean_E.max() - mean_E.min())
+print(f"the favourite scores {gap:.2f} higher than the least liked")
+
+# %% [markdown]
+# **Predict** for four speeds, γ = 0.0001, 0.001, 0.01 and 0.1: which will not arrive in
 # four hundred steps? Which will arrive and never come to rest?
 
 
@@ -389,10 +403,6 @@ def thumb(likes_E, speed, steps=400):
 
 
 # %%
-likes_E = 0.5 * torch.randn(16, generator=torch.Generator().manual_seed(0))
-mean_E = torch.sigmoid(likes_E + torch.randn(20_000, 16)).mean(0)
-gap = float(mean_E.max() - mean_E.min())
-print(f"the favourite scores {gap:.2f} higher than the least liked")
 runs = {speed: thumb(likes_E, speed) for speed in (1e-4, 1e-3, 1e-2, 1e-1)}
 for speed, found in runs.items():
     early = np.flatnonzero(found < 0.2)
@@ -436,16 +446,17 @@ assert last[1e-1] > 2 * last[1e-2]  # never comes to rest
 #
 # ## Four newsrooms
 #
-# Now the real thing: the model that we left alone at first, once with each remedy.
-# **Predict**: which will be the most even at the end, by MaxVio within a batch? And which
-# will guess letters best? The circle from above would say that the one left alone is by
-# far the worst.
+# Now the real thing: the model that we left alone at first, once with each remedy. (The
+# fine by sequence gets Switch's α here, a hundred times V3's, so that there is something
+# to see.) **Predict**: which will be the most even at the end, by MaxVio within a batch?
+# And which will guess letters best? The circle from above would say that the one left
+# alone is by far the worst.
 
 # %%
 kept = {
     "left alone": (alone, left_alone),
     "fined": fined[0.01],
-    "fined by sequence": watch("sequence"),
+    "fined by sequence": watch("sequence", 0.01),
     "thumb": watch("bias"),
 }
 
@@ -464,7 +475,7 @@ for name, (loads, _) in kept.items():
     even[name] = curve[-5:].mean()
     axis.plot(np.arange(5, how.steps, 10), curve, label=name, markevery=3)
 axis.set(xlabel="training step", ylabel="MaxVio in a batch", ylim=(0, 15))
-axis.set_title("Uneven at once, and mended in time")
+axis.set_title("Uneven at once; each of the remedies mends it")
 axis.legend()
 for name in ("fined", "fined by sequence", "thumb"):
     assert even[name] < 0.5 * even["left alone"]
@@ -474,25 +485,29 @@ figure, axes = plt.subplots(1, 2, sharey=True)
 diary(axes[0], kept["fined"][0], "fined")
 picture = diary(axes[1], kept["thumb"][0], "with a thumb on the scale")
 axes[0].set_ylabel("experts, the busiest on top")
-_ = figure.colorbar(picture, ax=axes, label="of the tokens, %")
+_ = figure.colorbar(picture, ax=axes, label="of the tokens, %", extend="max")
 
 # %% [markdown]
-# The story is in the left margin. Within the first dozens of steps all become very
-# uneven: so fast does the circle turn. The fine bites at once; the thumb moves only by γ
-# a step (0.004 here, because our training is so short) and must first catch up. Then both
-# pull the idle experts back one after another.
+# The story is in the left third of both pictures. All become uneven within the first
+# dozens of steps: so fast does the circle turn. The fine bites early and keeps the worst
+# off. The thumb moves only by γ a step (0.004 here, because our training is so short),
+# and until it has caught up it is as bad as nothing. Then both pull the idle experts back
+# one after another.
 
 # %%
-print("                    MaxVio in a batch   over a text   bits per byte")
-for name, (_, trainer) in kept.items():
-    result = trainer.evaluate()
-    print(f"{name:18} {even[name]:14.2f} {result.max_violation:15.2f}", end=" ")
+print("                    MaxVio in a batch   over all text   bits per byte")
+final = {name: trainer.evaluate() for name, (_, trainer) in kept.items()}
+for name, result in final.items():
+    print(f"{name:18} {even[name]:14.2f} {result.max_violation:17.2f}", end=" ")
     print(f"{result.bits_per_byte:14.2f}")
+assert min(final, key=lambda name: final[name].max_violation) == "thumb"
+bits = [result.bits_per_byte for result in final.values()]
+assert max(bits) - min(bits) < 0.2  # with one seed hardly more than luck
 
 # %% [markdown]
 # The middle column counts over all the validation text, where luck evens out, and that is
 # where the thumb is at its best: it sees to it that the *sum* is even, and leaves it to
-# each text to be as one-sided as it likes.
+# each single text to be as one-sided as it likes.
 #
 # The last column is the surprise. If you predicted that the model left alone guesses
 # worst, you were in good company, and the measurement says otherwise: here all guess
@@ -505,8 +520,8 @@ for name, (_, trainer) in kept.items():
 #
 # That is worth having wherever experts sit on different machines, which was DeepSeek's
 # case. In their measurements, at a much larger size, the thumb also made the slightly
-# better model: perplexity 9.50 against 9.56 with a fine, and MaxVio 0.04 against 0.72
-# (arXiv 2408.15664, table 2).
+# better model: perplexity (between how many words a model wavers) 9.50 against 9.56 with
+# a fine, and MaxVio over all text 0.04 against 0.72 (arXiv 2408.15664, table 2).
 #
 # ## And DeepSeek's newsroom?
 #
@@ -517,17 +532,19 @@ for name, (_, trainer) in kept.items():
 
 # %%
 newer = replace(plain, top_k=2, score="sigmoid", normalize=True, n_shared=1)
-for name, config in (("Switch", plain), ("like V3", newer)):
-    loads = alone if config is plain else watch("none", config=config)[0]
-    found, most = smooth(loads)[-5:].mean(), 16 / config.top_k - 1
-    dead = int((loads[-50:].sum(0) == 0).sum())
-    print(f"{name:8} left alone: MaxVio {found:.1f} of at most {most:.0f}", end=", ")
-    print(f"{dead} of 32 experts without any token")
-assert found > 1  # still uneven: the busiest has more than twice its share
+found, idle = {}, {}
+for name, loads in (("Switch", alone), ("like V3", watch("none", config=newer)[0])):
+    late = loads[-50:].sum(0)  # (layers, E)
+    found[name] = smooth(loads)[-5:].mean()
+    idle[name] = int((late < 0.1 * late.mean(1, keepdim=True)).sum())
+    print(f"{name:8} left alone: MaxVio {found[name]:.1f}", end=", ")
+    print(f"{idle[name]} of 32 experts with less than a tenth of an even share")
+assert idle["like V3"] < idle["Switch"]
+assert 1 < found["like V3"] < found["Switch"]
 
 # %% [markdown]
-# Milder, and hardly anybody is quite out of work; but it is still far from even. The
-# remedy is needed there too.
+# Milder, and fewer are out of work; but the busiest still has more than twice its share.
+# The remedy is needed there too.
 #
 # ## What this leaves out
 #

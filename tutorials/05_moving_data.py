@@ -247,15 +247,22 @@ for name in costs[1]:
     axis.loglog(list(costs), line, label=name)
 axis.set(xlabel="tokens at once", ylabel="µs a token", xticks=list(costs))
 axis.set_xticklabels(list(costs))
-axis.set_title("Collected, a token costs less and less; alone, always the same")
+axis.set_title("Collected, a token costs a small part of what it costs alone")
 _ = axis.legend()
 
+# %%
+for name in ("by expert", "grouped"):
+    wins = [n for n, seconds in costs.items() if seconds[name] < seconds["errand boy"]]
+    alone, shared = costs[1][name], costs[1024][name] / 1024
+    print(f"{name:9}: {1e6 * alone:4.0f} µs for one token,", end=" ")
+    print(f"{1e6 * shared:4.1f} for each of 1024; the faster way with", *wins)
+
 # %% [markdown]
-# The errand boy's line is flat: a token costs what a token costs. The others fall,
-# because more tokens share each trip to the file, until the multiplications themselves
-# are all that is left. With one token there is nothing to collect, and the mail room only
-# adds its own paper work. Remember this picture for tutorial 6: **a mixture needs many
-# tokens at once.**
+# The errand boy's line hardly falls: a token costs what a token costs. The others fall
+# many times over, because more tokens share each trip to the file, until the
+# multiplications themselves are all that is left. With one token there is nothing to
+# collect, and the mail room only adds its own paper work. Remember this picture for
+# tutorial 6: **a mixture needs many tokens at once.**
 #
 # The package's own `loop` is `by_expert` with the blocks cut to fit the cache and its
 # backward pass written by hand (`minimoe/moe/loop.py`). Whether it or the grouped matmul
@@ -342,7 +349,7 @@ for limit, label in ((None, "free"), (4, "at most 4 machines")):
     for t, c in zip(theory, counted, strict=True):
         assert t * 0.97 < c < (t * 1.03 if limit is None else limit + 1e-9)
 axis.set(xlabel="experts a token, K", ylabel="machines visited, of 8", ylim=(0, 8.5))
-axis.set_title("With 8 experts a token visits most machines, unless it is told not to")
+axis.set_title("A token with 8 experts visits most machines, unless it is told not to")
 _ = axis.legend(loc="lower right")
 
 # %% [markdown]
@@ -355,8 +362,8 @@ _ = axis.legend(loc="lower right")
 # For every token and every other machine that it visits, four things travel in training:
 # there the token itself, D numbers, with the K weights and numbers of its experts; back
 # the answer, D numbers; and in the backward pass the gradients of both, the other way.
-# With two bytes a number (`bf16`) or with eight bits on the way out (`fp8`, as V3 does)
-# `traffic` counts the bytes:
+# With two bytes a number (`bf16`), or with eight bits on the way out and a byte of scale
+# for every 128 of them (`fp8`, as V3 does; tutorial 1), `traffic` counts the bytes:
 
 # %%
 from minimoe.cost import PUBLISHED, all_to_all, traffic
@@ -374,24 +381,32 @@ assert traffic(v3, "bf16").combine == 2 * v3.dim  # D numbers of two bytes
 # saves more: to go to at most four machines, or to send eight bits where one can?
 
 # %%
-free = replace(v3, top_groups=None)
-plans = {
-    "free, 16 bits": all_to_all(free, "bf16"),
-    "free, 8 bits": all_to_all(free, "fp8"),
-    "at most 4, 16 bits": all_to_all(v3, "bf16"),
-    "at most 4, 8 bits": all_to_all(v3, "fp8"),
-}
+away = {}  # other machines that a token goes to; its own is as likely as any
+for name, rule in {"free": {}, "at most 4": {"n_groups": 8, "top_groups": 4}}.items():
+    logits_TE = torch.randn(20_000, v3.n_experts)
+    routing = route(logits_TE, v3.top_k, score="sigmoid", **rule)
+    there_TP = F.one_hot(routing.ids_TK // (v3.n_experts // 8), 8).amax(1)
+    away[name] = there_TP.sum(1).double().mean().item() * 7 / 8
+theory = processes_visited(replace(v3, top_groups=None), 8) * 7 / 8
+assert abs(away["free"] / theory - 1) < 0.01
+
+# %%
+plans = {}
+for name, pairs in away.items():
+    for bits, wire in ((16, "bf16"), (8, "fp8")):
+        plans[f"{name}, {bits} bits"] = replace(all_to_all(v3, wire), pairs=pairs)
+share = {name: plan.bytes / plans["free, 16 bits"].bytes for name, plan in plans.items()}
 for name, plan in plans.items():
-    share = plan.bytes / plans["free, 16 bits"].bytes
     print(f"{name:18} {plan.pairs:.2f} other machines", end=", ")
-    print(f"{plan.bytes / 1e3:4.0f} kB a token and layer ({share:4.0%})", end=", ")
+    print(f"{plan.bytes / 1e3:4.0f} kB a token and layer ({share[name]:4.0%})", end=", ")
     print(f"{plan.microseconds:.1f} µs")
+assert abs(share["free, 8 bits"] - share["at most 4, 16 bits"]) < 0.05
 
 # %% [markdown]
-# Neither is a miracle; together they halve it. (Under the limit the theory says a little
-# too little, as we saw.) A few millionths of a second seem nothing. But there are 58 such
-# layers, and 14.8 trillion tokens. The whole pre-training took 2.664 million hours of
-# graphics cards (V3, table 1). If every card had to stand still while its tokens travel:
+# They save nearly the same, a quarter each, and together nearly half. A few millionths of
+# a second seem nothing. But there are 58 such layers, and 14.8 trillion tokens. The whole
+# pre-training took 2.664 million hours of graphics cards (V3, table 1). If every card had
+# to stand still while its tokens travel:
 
 # %%
 from minimoe.cost import PUBLISHED_RUNS
@@ -411,13 +426,13 @@ shares = [f"{h / whole:.0%} of the training" for h in hours.values()]
 axis.bar_label(bars, shares, padding=4)
 axis.set(xlabel="million card-hours on the wire (predicted)", xlim=(0, 2.4))
 axis.invert_yaxis()
-_ = axis.set_title("Fewer machines and fewer bits halve the travelling")
+_ = axis.set_title("Fewer machines and fewer bits save nearly half the travelling")
 
 # %% [markdown]
 # That is the bill for carrying, and it shows why it was worth an engineer's while. V3
-# brings even the rest nearly to nothing: while one half of a batch travels, the other
-# half is computed (section 3.2.1, "DualPipe"). The bytes are still sent, but nobody waits
-# for them.
+# brings even the rest nearly to nothing: while some tokens travel others are computed,
+# one small batch's way forward against another's way back (section 3.2.1, "DualPipe").
+# The bytes are still sent, but nobody waits for them.
 #
 # What does the limit cost? Some tokens do not get the experts they would have liked best.
 # We can see how much of the score they give up, with a gate of random numbers:
@@ -469,8 +484,8 @@ print("experts that each process holds:", [each["held"] for each in metered["8 b
 
 # %% [markdown]
 # First: is the answer right? A single process with all sixteen experts must say the same
-# about each one's tokens. With eight bits on the wire it is a little off, by as much as
-# eight bits are.
+# about each one's tokens. With eight bits on the wire it is a little off, by about as
+# much as rounding to eight bits is (tutorial 1).
 
 # %%
 whole_layer = travel.make_layer()
@@ -510,7 +525,9 @@ for name, (limit, wire) in settings.items():
 #
 # Eight bits are a quarter of 32, and yet the second line is more than a quarter of the
 # first: only what goes *to* the experts is sent in eight bits. What comes back is added
-# up, and travels in sixteen, as in V3. That is tutorial 2's care for sums again.
+# up, and travels in sixteen, as in V3. That is tutorial 2's care for sums again. In the
+# third line nearly half of the tokens need not travel at all, because the one process
+# that they may visit is their own.
 #
 # Did it go faster with two processes? On one machine, no: they share the same cores and
 # the same memory, and waiting comes on top. `python benchmarks/parallel.py` measures it,

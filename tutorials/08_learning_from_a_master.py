@@ -9,7 +9,7 @@
 # trained by following a gradient.*
 #
 # In January 2025 the newspapers told two stories. In the one, DeepSeek had put the skill of its
-# big model into small ones that run on a laptop (its report on R1, arXiv 2501.12948, section
+# big model into small ones that run on a laptop (its report on R1, arXiv 2501.12948v1, section
 # 2.4). In the other, rivals suspected that the big one had itself been schooled on *their*
 # models' answers. Both stories are of one craft, called **distillation**: a small model, the
 # *student*, learns from what a big one, the *teacher*, says. The craft is older than either
@@ -17,8 +17,8 @@
 #
 # Think of a newspaper's office. An apprentice can learn from the archive alone: cover the next
 # word of an old article, guess it, look. Or an old editor sits beside him. The archive says
-# only: the next word *was* "morning". The editor says: "morning", most likely; "evening" would
-# have done nearly as well; "garden" hardly; "soup" never. The same line, the same minute, and
+# only: the next word *was* "morning". The editor says: "morning", most likely; "evening" could
+# also have stood there; "garden" hardly; "soup" never. The same line, the same minute, and
 # more learnt. That is the whole idea, and the rest of this page is care.
 #
 # The picture ends in two places. Our editor is not wise: it is a larger model that has read the
@@ -119,8 +119,8 @@ _ = axis.legend()
 #
 # $$\mathrm{KL}(p \,\|\, q) = \sum_{\text{words}} p\,(\log p - \log q).$$
 #
-# Read it as a bet. One who believes q, in a world where p is true, is surprised more often than
-# one who believes p; the divergence is how much more, a word, on average. Logarithms to the
+# One who believes q, in a world where p is true, is more surprised on average than one who
+# believes p; the divergence is how much more, a word. Logarithms to the
 # base e count it in *nats* (a nat is about 1.44 bits). It is 0 when q is p, and never below. It
 # is not the same in both directions: the first opinion is the one that is held to be true.
 
@@ -137,10 +137,10 @@ assert torch.isclose(by_hand, divergence(apprentice, editor))
 assert divergence(editor, editor).abs() < 1e-6  # nothing to learn from oneself
 
 # %% [markdown]
-# And learning from the archive is the special case of an editor who is always sure. Let p be
-# the archive's column, 1 for the word that stood there and 0 for the others. All terms but one
-# vanish, log 1 is 0, and what is left is −log q of that word: the ordinary *cross-entropy* that
-# every language model is trained with.
+# And learning from the archive is the special case of an editor who is always sure. Let p be the
+# archive's column, 1 for the word that stood there and 0 for the others. All terms but one vanish
+# (0 · log 0 counts as 0), log 1 is 0, and what is left is −log q of that word: the ordinary
+# *cross-entropy* that every language model is trained with.
 
 # %%
 certain = torch.tensor([0.0] + [-torch.inf] * 4)  # e to the -inf is 0
@@ -217,8 +217,7 @@ assert gap < 0.03  # at T = 100
 # Which temperature is best is a matter of trial. The [README](../README.md)'s table of
 # handwritten digits has temperatures from 2 to 8 ahead of 1 where images are few. For text,
 # where every byte of every line is a lesson, T = 1 is usual, and it is what we shall use below.
-# (With T = 2 those students come out clearly worse after so few steps; `Lesson(temperature=2)`
-# shows it.)
+# (`Lesson(temperature=2)` is there to be tried.)
 #
 # ### Exercise 2: the loss of distillation
 #
@@ -320,10 +319,9 @@ _ = axis.legend()
 #
 # Now the apprentices. All have the same habits: the same rate of learning, held constant, and
 # evaluated with averaged weights, so that every point of a curve is a fair place to stop. The
-# rate is the best of the four that I tried for a student *alone*; the taught ones get no rate
-# of their own. Everything is done with three **seeds**: other first weights, other pieces of
-# the text. What changes with the seed is luck, and you will want to know how much of it there
-# is.
+# rate was chosen for a student *alone*; the taught ones get no rate of their own. Everything is
+# done with three **seeds**: other first weights, other pieces of the text. What changes with the
+# seed is luck, and you will want to know how much of it there is.
 
 # %%
 habits = TrainConfig(
@@ -404,12 +402,12 @@ axis.set_title("With plenty of text, spend on text (band: 3 seeds)")
 _ = axis.legend()
 
 # %% [markdown]
-# Step for step the teacher helps, because a soft target says more than a hard one. But the
-# curves are drawn against what was *spent*, and there the student alone is ahead. For the price
-# of one look it reads further lines, and as long as there are fresh ones, these teach it more.
-# The README found the same with a larger student, a larger teacher and four kinds of text: a
-# small gain at equal steps, a clear loss at equal arithmetic. And the teacher's own schooling
-# is on neither bill.
+# Step for step the teacher helps, because a soft target says more than a hard one. But the curves
+# are drawn against what was *spent*, and there the student alone is ahead. For the price of one
+# look it reads further lines, and as long as there are fresh ones, these teach it more. The
+# README found the like with a larger student, a larger teacher and four kinds of text: at equal
+# steps a gain too small for three seeds to show, at equal arithmetic a clear loss. And the
+# teacher's own schooling is on neither bill.
 #
 # Why, then, does anybody do it?
 #
@@ -433,7 +431,7 @@ print(bytes(page.train[0][:280]).decode(errors="replace"), "…")
 # %%
 alone_page = lessons(Lesson(sees="labels"), page, 120)
 taught_page = lessons(Lesson(sees="logits"), page, STEPS)
-best = alone_page.amin(1)  # as by one who stops early
+best = alone_page[:, : STEPS // 20].amin(1)  # of one who stops early, within as many steps
 logits = taught_page.amin(1)
 print(f"alone:  best {best.mean():.3f}, at the end {alone_page[:, -1].mean():.3f}")
 print(f"taught: best {logits.mean():.3f}, at the end {taught_page[:, -1].mean():.3f}")
@@ -473,7 +471,7 @@ starts = np.random.default_rng(0).integers(len(whole) - 100, size=size // 100)
 pieces = np.concatenate([whole[start : start + 100] for start in starts])
 clippings = lessons(Lesson(sees="labels"), replace(page, train=(pieces,)), 120).amin(1)
 plenty = alone[:, :6].amin(1)
-print(f"alone for 120 steps, at best: with the page      {best.mean():.3f}")
+print(f"alone for 120 steps, at best: with the page      {alone_page.amin(1).mean():.3f}")
 print(f"                              with clippings     {clippings.mean():.3f}")
 print(f"                              with all the text  {plenty.mean():.3f}")
 assert clippings.mean() > plenty.mean() + 0.1  # short is short, whatever is in it
@@ -519,7 +517,7 @@ check_share(share_closed)
 # is less to see: questions go in, text comes out. Can a model be copied by its words alone? The
 # student then sees labels, as it would alone, but of a text that the teacher wrote. This is how
 # R1 was distilled into small models: on some 800,000 samples that R1 had helped to make, and no
-# logits at all (arXiv 2501.12948, section 2.4).
+# logits at all (arXiv 2501.12948v1, section 2.4).
 #
 # This is how our teacher writes. A few letters of the page are given it to begin with.
 
@@ -542,7 +540,7 @@ print(as_text(begin[0]), "|", as_text(written[0]))
 # apprentice should be corrected in the mistakes that he makes and not in those that he would
 # never make.
 #
-# **Before you run it:** put these in order, best first, after the same number of steps: the
+# **Before you run it:** put these in order, best first, each at its best within 80 steps: the
 # page alone; the page with logits; ten pages of the teacher's words; the student's own text
 # with logits. And what if the student of words may read for twice as many steps?
 
@@ -567,11 +565,13 @@ writing = 10 * size / (8 * 64) * look / step
 print(f"to write ten pages takes the arithmetic of {writing:.0f} steps alone")
 assert words.amin(1).mean() < best.mean()  # words alone do teach
 assert logits.mean() < words[:, :half].amin(1).mean()  # slower, step for step
+assert words.amin(1).mean() < logits.mean() + 0.1  # but patience makes up for it
 
 # %%
 figure, axis = plt.subplots()
 for place, bits in enumerate(ways.values()):
-    axis.plot(bits, [place] * 3, "o", color="#0072b2", alpha=0.7, markersize=7)
+    apart = [place - 0.15, place, place + 0.15]  # or seeds that agree would hide each other
+    axis.plot(bits, apart, "o", color="#0072b2", alpha=0.7, markersize=6)
     axis.plot(bits.mean(), place, "|", color="black", markersize=18)
 axis.axvline(master, color="#999999", linestyle=":", marker="")
 axis.text(master, -0.55, " the teacher", color="#555555")
@@ -586,13 +586,14 @@ _ = axis.set_title("Step for step logits teach most; words need more steps")
 # probabilities of it. A student that must find these out from draws needs many. On the other
 # side of the ledger the words are written once and can be read again and again, while looks are
 # paid for at every reading, unless they are kept (`minimoe/distill/cache.py`). So a longer
-# reading makes up for much. In the README's run with scarce text, too, words in plenty beat the
-# real text, and logits on that little text beat the words. *Copying through answers* is
-# possible, then. It takes patience, and somebody's leave.
+# reading makes up for much; here it even catches up with the logits of the shorter lesson. In the
+# README's longer run with scarce text it does not: there words in plenty beat the real text, and
+# logits on that little text beat the words (of what logits close, words close less than a half).
+# *Copying through answers* is possible, then. It takes patience, and somebody's leave.
 #
 # ## What three seeds allow one to say
 #
-# Every figure above came with a spread, and now the spread has to work. We have three
+# Most figures above came with a spread, and now the spread has to work. We have three
 # differences, one a seed: the same first weights, with this and with that. Their mean is not 0.
 # But nor do six throws of a coin always give three heads. Is it more than luck?
 #
@@ -602,8 +603,8 @@ _ = axis.set_title("Step for step logits teach most; words need more steps")
 # $$t = \frac{\text{mean}}{\text{standard deviation} / \sqrt{n}}.$$
 #
 # If there were nothing but luck, |t| from three seeds would pass **4.30** in one case of
-# twenty. That figure is from the tables of a brewer in Dublin who published under the name
-# "Student" (Biometrika, 1908); he did not mean ours. It is so high because a standard deviation
+# twenty. The measure goes back to a brewer in Dublin who published under the name "Student"
+# (Biometrika, 1908); he did not mean ours. The figure is so high because a standard deviation
 # from three values is itself a poor guess.
 #
 # ### Exercise 4: is it luck?
@@ -632,7 +633,7 @@ check_t(t_value)
 #
 # </details>
 #
-# **Before you run the next cell:** of its seven comparisons, which will pass? Look back at the
+# **Before you run the next cell:** of its eight comparisons, which will pass? Look back at the
 # dots.
 
 # %%
@@ -642,6 +643,7 @@ rows = {
     "all text, equal arithmetic: taught over alone": same_work,
     "the page: logits over alone": best - logits,
     "the page: words over alone": best - slow,
+    "the page: words, twice as long, over alone": best - patient,
     "the page: logits over words": slow - logits,
     "the page: logits over words, twice as long": patient - logits,
     "logits: own text over the page": logits - own,
@@ -660,9 +662,9 @@ assert abs(1 - 4.303 / (4.303**2 + 2) ** 0.5 - 1 / 20) < 1e-4  # Student's table
 # "Luck" is the chance of a t at least so far from 0 if the lesson made no difference; for three
 # seeds there is a short formula for it. Read the last column strictly. "Cannot say" is not "the
 # same": three seeds are too few for so small a difference, or for one that varies so much, and
-# more of them may settle it. "Won" and "LOST" have their limits too. Whoever makes seven
+# more of them may settle it. "Won" and "LOST" have their limits too. Whoever makes eight
 # comparisons at one in twenty each should not wonder at a false one; a star marks those that
-# would pass at a seventh of that. Nor is t a size: it is also large where three differences
+# would pass at an eighth of that. Nor is t a size: it is also large where three differences
 # happened to agree.
 #
 # And the seeds vary the student's luck alone. There was one teacher, one manual and one page.
@@ -671,8 +673,9 @@ assert abs(1 - 4.303 / (4.303**2 + 2) ** 0.5 - 1 / 20) < 1e-4  # Student's table
 #
 # The README has the experiment in earnest, with larger models, four kinds of text and a teacher
 # for each of three seeds. There, too, the teacher gave little where text was plenty, and closed
-# most of the gap where the student had a twentieth of it; there the student's own text beat the
-# corpus, by a hundredth of a bit. In half an hour or so your machine can repeat it:
+# most of the gap where the student had a twentieth of it; there the student's own text came out a
+# hundredth of a bit ahead of the corpus, which by the rule above is "cannot say". In half an hour
+# or so your machine can repeat it:
 #
 # ```bash
 # minimoe distill --share 0.05 --seeds 3

@@ -35,9 +35,11 @@ def compare(
     Args:
         cases: arguments, and what they should give.
         praise: what is said of a right answer.
-        hints: wrong answers that are often given, as functions, and what is said to whoever gives them.
+        hints: wrong answers that are often given, as functions, and what is said to whoever gives one of them
+            in every example (in one alone it may come out so by chance).
         tolerance: relative to the expected, and absolute below 1.
     """
+    cases = list(cases)
     for arguments, expected in cases:
         shown = ", ".join(_short(argument) for argument in arguments)
         try:
@@ -51,10 +53,18 @@ def compare(
         if _close(given, expected, tolerance):
             continue
         for wrong, hint in hints:
-            if _close(given, wrong(*arguments), tolerance):
+            if all(_close(_outcome(answer, a), _outcome(wrong, a), tolerance) for a, _ in cases):
                 return Verdict(False, hint)
         return Verdict(False, f"With {shown} {_difference(given, expected)}.")
     return Verdict(True, praise)
+
+
+def _outcome(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """What it returns, or the kind of error that it stops with."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        return type(error)
 
 
 def _close(given: Any, expected: Any, tolerance: float) -> bool:
@@ -83,7 +93,11 @@ def _short(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         shape = f"a tensor of shape {tuple(value.shape)}"
         return f"tensor({_short(value.tolist())})" if value.numel() <= 8 else shape
-    if isinstance(value, (list, tuple)) and len(value) <= 8:
+    if isinstance(value, np.ndarray):
+        return f"array({_short(value.tolist())})"
+    if isinstance(value, (list, tuple)) and len(value) > 8:
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, (list, tuple)):
         inside = ", ".join(_short(each) for each in value)
         return f"[{inside}]" if isinstance(value, list) else f"({inside})"
     return f"{value:.6g}" if isinstance(value, float) else repr(value)

@@ -85,6 +85,7 @@ def _core(
     sees_total: bool = True,
     cuts_result: bool = True,
     up: int = 0,
+    size: Callable[[Tensor], Tensor] = torch.abs,
 ) -> float:
     """As the tensor core sums, or wrong in one thing."""
     total = torch.zeros((), dtype=torch.float64)
@@ -93,7 +94,7 @@ def _core(
         seen = terms if sees_total else products
         if not seen.any():
             continue
-        unit = 2.0 ** (torch.frexp(seen.abs().max()).exponent.item() - 1 + up - bits)
+        unit = 2.0 ** (torch.frexp(size(seen).max()).exponent.item() - 1 + up - bits)
         total = (cut(terms / unit) * unit).sum()
         if cuts_result and total != 0:
             unit = 2.0 ** (torch.frexp(total).exponent.item() - 1 + up - bits)
@@ -119,6 +120,7 @@ def check_core_sum(answer: Callable[[Tensor], float]) -> Verdict:
         torch.tensor([256.0, 3 / 128]),
         torch.tensor([256.0, 11 / 64]),
         torch.tensor([-256.0, -9 / 64]),
+        torch.tensor([-256.0, 240.0, 1 / 64]),  # the largest magnitude is not the largest number
         torch.tensor([1.125] * 31 + [2**-9]),  # the total is longer than the column
         _numbers(64, 0),
         _numbers(4096, 1),
@@ -145,6 +147,10 @@ def check_core_sum(answer: Callable[[Tensor], float]) -> Verdict:
             "The total so far is lined up with the rest, and may be the largest.",
         ),
         (lambda x: _core(x, bits=14), "Twice too fine: 14 digits are the leading one and 13 behind it."),
+        (
+            lambda x: _core(x, size=lambda terms: terms),
+            "The largest number need not be the largest magnitude: take abs() before max().",
+        ),
         (_forgets, "Every group begins with the total so far, not with zero."),
     )
     return compare(

@@ -108,6 +108,13 @@ def check_weights(count_weights: Callable[..., tuple[int, int]]) -> Verdict:
         total, active = _count(D, H, E, K, shared)
         return active, total
 
+    def no_editor_at_work(D: int, H: int, E: int, K: int, shared: int) -> tuple[int, int]:
+        total, active = _count(D, H, E, K, shared)
+        return total, active - E * D
+
+    def no_generalist(D: int, H: int, E: int, K: int, shared: int) -> tuple[int, int]:
+        return _count(D, H, E, K, 0)
+
     def picked_rows(D: int, H: int, E: int, K: int, shared: int) -> tuple[int, int]:
         total, active = _count(D, H, E, K, shared)
         return total, active - (E - K) * D
@@ -120,6 +127,8 @@ def check_weights(count_weights: Callable[..., tuple[int, int]]) -> Verdict:
         hints=[
             (made(2, 1, 1), "An expert has three D by H matrices' worth of weights: two in, one out."),
             (made(3, 0, 1), "The editor's own matrix is missing: E rows of D numbers."),
+            (no_editor_at_work, "The editor works on every token too: its matrix is among the active."),
+            (no_generalist, "The generalist is missing: as many shared experts as `shared` says."),
             (made(3, 1, 0), "The generalist works on every token, so it belongs to the active weights too."),
             (swapped, "The right numbers in the wrong order: all weights first, then the active ones."),
             (

@@ -14,6 +14,7 @@ COUNTS = (
     torch.tensor([5, 5, 5, 5, 5]),
     torch.tensor([0, 96, 0, 0, 0, 0]),
     torch.tensor([3, 1, 4, 1, 5, 9]),
+    torch.tensor([10, 10, 10, 0]),  # the idlest is farther from the mean than the busiest
 )
 
 
@@ -40,6 +41,10 @@ def check_violation(violation: Callable[[Tensor], float]) -> Verdict:
             (
                 lambda c: float(c.max() - c.double().mean()),
                 "That is a number of tokens. Divide it by the mean, so that large and small batches compare.",
+            ),
+            (
+                lambda c: float((c - c.double().mean()).abs().max() / c.double().mean()),
+                "That is the largest distance to either side. Who has too little delays nobody.",
             ),
             (
                 lambda c: float(c.double().std() / c.double().mean()),
@@ -83,7 +88,16 @@ def check_switch(loss: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
         cases,
         praise="And its gradient goes through P alone, as it must.",
         hints=[
-            (_made(factor=False), "E times too small: the factor E in front makes 1 of perfect balance."),
+            (
+                _made(factor=False),
+                "E times too small: add up over the experts (no mean), with the factor E in front; perfect "
+                "balance is 1.",
+            ),
+            (
+                _made(f="tokens", p="raw"),
+                "f and P are shares: divide the counts by all picks, T times K, and each token's scores by "
+                "their sum.",
+            ),
             (
                 _made(f="tokens"),
                 "K times too large: f is an expert's share of all *picks*, of which there are T times K.",
@@ -133,8 +147,9 @@ def _moved(bias_E: Tensor, counts_E: Tensor, speed: float) -> Tensor:
 
 def check_update(move: Callable[[Tensor, Tensor, float], Tensor]) -> Verdict:
     """``move(bias_E, counts_E, speed)`` -> the new bias."""
-    biases = (torch.zeros(4), torch.tensor([0.1, -0.1, 0.0, 0.0, 0.0]), torch.full((6,), 0.25))
-    examples = [(bias_E, counts_E, 0.125) for bias_E, counts_E in zip(biases, COUNTS, strict=False)]
+    biases = [0.1 * torch.arange(len(counts_E)) for counts_E in COUNTS]
+    biases[0] = torch.zeros(4)
+    examples = [(bias_E, counts_E, 0.125) for bias_E, counts_E in zip(biases, COUNTS, strict=True)]
 
     def away(bias_E: Tensor, counts_E: Tensor, speed: float) -> Tensor:
         return 2 * bias_E - _moved(bias_E, counts_E, speed)
@@ -158,6 +173,10 @@ def check_update(move: Callable[[Tensor, Tensor, float], Tensor]) -> Verdict:
         load_E = counts_E.float()
         return bias_E - speed * (load_E > load_E.mean())
 
+    def extremes_alone(bias_E: Tensor, counts_E: Tensor, speed: float) -> Tensor:
+        busiest, idlest = counts_E == counts_E.max(), counts_E == counts_E.min()
+        return bias_E + speed * (idlest.float() - busiest.float())
+
     kept = [bias_E.clone() for bias_E in biases]
     verdict = compare(
         move,
@@ -168,6 +187,7 @@ def check_update(move: Callable[[Tensor, Tensor, float], Tensor]) -> Verdict:
             (proportional, "V3 moves every expert by the same step, up or down: take the sign alone."),
             (relative, "V3 moves every expert by the same step, up or down: take the sign alone."),
             (never_even, "An expert that has exactly the mean load should stay where it is: sign(0) is 0."),
+            (extremes_alone, "You move the busiest and the idlest alone; the rule is for every expert."),
             (down_alone, "The underloaded must go up as well, and by as much."),
             (step_alone, "That is the step. Add it to the old bias."),
         ],

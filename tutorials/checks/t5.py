@@ -149,6 +149,10 @@ def check_visited(visited: Callable[[int, int, int], float]) -> Verdict:
                 lambda E, K, P: P - _visited(E, K, P),
                 "Those are the machines that are *not* visited.",
             ),
+            (
+                lambda E, K, P: 1 - _visited(E, K, P) / P,
+                "That is the chance that one machine is missed. One minus it is visited, and there are P.",
+            ),
             (lambda E, K, P: K / P, "That is how many of its experts sit on one machine, on average."),
         ],
     )

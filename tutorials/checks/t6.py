@@ -28,6 +28,10 @@ def check_operations(operations: Callable[[int, int, int, int, int], float]) -> 
                 "The generalist is missing: it works on every token too.",
             ),
             (
+                lambda T, D, H, E, K: 2 * T * 3 * D * H * K,
+                "The gate and the generalist are missing: both work on every token.",
+            ),
+            (
                 lambda T, D, H, E, K: 2 * T * 3 * D * H * (K + 1),
                 "The gate is missing: it has E rows of D weights, and every token meets them all.",
             ),
@@ -69,6 +73,11 @@ def check_touched(touched: Callable[[int, int, int], float]) -> Verdict:
             (
                 lambda E, K, T: E * (1 - K / E) ** T,
                 "Those are the experts that get *nothing*. Take them from E.",
+            ),
+            (
+                lambda E, K, T: (1 - K / E) ** T,
+                "That is the chance that one expert is passed over by all. One minus it is asked, and there "
+                "are E of them.",
             ),
             (
                 lambda E, K, T: 1 - (1 - K / E) ** T,

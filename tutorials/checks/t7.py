@@ -1,5 +1,6 @@
 """The exercises of tutorial 7."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -90,6 +91,10 @@ def check_weight_gradient(answer: Callable[[Tensor, Tensor], Tensor]) -> Verdict
         cases,
         praise="That is V3's weight gradient: both operands in tiles of 128 tokens.",
         hints=(
+            (
+                lambda x, g: 1e3 * _cast(x.mT @ g, along),
+                "You round the product. Round what goes into it, x and g, each in tiles of 128 tokens.",
+            ),
             (lambda x, g: 1e3 * (x.mT @ g), "That is float32: nothing has been rounded to 8 bits."),
             (
                 lambda x, g: 1e3 * (_cast(x, across).mT @ _cast(g, across)),
@@ -152,6 +157,7 @@ def check_loss_factor(answer: Callable[[Tensor], float]) -> Verdict:
             (lambda g: _factor(g, 1.0), "That brings the largest gradient to 1; there is room up to 448."),
             (lambda g: _factor(g, 240.0), "The largest number of E4M3 is 448."),
             (lambda g: _factor(g.clamp_min(0)), "Gradients may be negative: take magnitudes."),
+            (lambda g: math.log2(_factor(g)), "That is the exponent; raise 2 to it."),
             (lambda g: 1 / _factor(g), "That is upside down: small gradients need a large factor."),
         ),
     )

@@ -111,6 +111,26 @@ _KD_HINTS = (
         "The divergence is summed over the tokens; take their mean.",
     ),
     (
+        lambda s, v, y, t, a: _mixed(t * t * _kl(s, v, t), F.cross_entropy(s, y, reduction="none"), a),
+        "That is the loss of each token; take the mean over the tokens.",
+    ),
+    (
+        lambda s, v, y, t, a: _mixed(t * t * _kl(s, v, t), F.cross_entropy(s, y), a),
+        "The divergence is still one of each token; take its mean over the tokens.",
+    ),
+    (
+        lambda s, v, y, t, a: _mixed(-t * t * _kl(s, v, t).mean(), F.cross_entropy(s, y), a),
+        "The divergence has the wrong sign: it is the sum of p (log p - log q), and never below 0.",
+    ),
+    (
+        lambda s, v, y, t, a: _mixed(t * t * _kl(s * t, v, t).mean(), F.cross_entropy(s, y), a),
+        "Only the teacher is softened; divide the student's logits by the temperature too.",
+    ),
+    (
+        lambda s, v, y, t, a: _mixed(t * t * _kl(s, v, 1.0).mean(), F.cross_entropy(s, y), a),
+        "Neither opinion is softened: divide both by the temperature.",
+    ),
+    (
         lambda s, v, y, t, a: _mixed(
             t * t * F.cross_entropy(s / t, (v / t).softmax(-1)), F.cross_entropy(s, y), a
         ),
@@ -159,6 +179,10 @@ def check_t(t_value: Callable[..., Any]) -> Verdict:
         (
             lambda x: statistics.fmean(x) / statistics.stdev(x),
             "This is the mean over the spread of one seed; the mean of n spreads less, by the root of n.",
+        ),
+        (
+            lambda x: statistics.fmean(x) / statistics.stdev(x) / len(x) ** 0.5,
+            "A bracket is missing: divide the standard deviation by the root of n first.",
         ),
         (
             lambda x: statistics.fmean(x) / (statistics.stdev(x) / len(x)),

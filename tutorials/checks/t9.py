@@ -33,6 +33,14 @@ def check_mixture(mixture: Callable[..., Any]) -> Verdict:
             lambda d, w, r, c, s: (expected(d, w, r, c, s)[0], c * 3 * d * w + d * r),
             "The shared expert is among all of them, but it works on every token too.",
         ),
+        (
+            both(shared_too=False, router_too=False),
+            "The shared expert and the router are missing: both are there, and work on every token.",
+        ),
+        (
+            lambda d, w, r, c, s: (expected(d, w, r, c, s)[0], (c + s) * 3 * d * w),
+            "The router scores every token, so that it is among those at work.",
+        ),
         (both(router_too=False), "The router is missing: a column of dim numbers for each routed expert."),
         (
             both(chosen_scored=True),
@@ -76,6 +84,14 @@ def check_operations(operations: Callable[..., Any]) -> Verdict:
             "Nearly: a token sees itself too, so it is (context + 1) / 2 on average.",
         ),
         (
+            lambda w, n, p, c: 6.0 * w + 2 * n * p * (c + 1) / 2,
+            "Attention's products have a backward pass too: they count six times, as the weights do.",
+        ),
+        (
+            lambda w, n, p, c: 6.0 * w + n * p * (c + 1) / 2,
+            "Attention's products are a multiply and an add, forward and backward: six, as the weights.",
+        ),
+        (
             lambda w, n, p, c: 6.0 * (w + p * (c + 1) / 2),
             "Every layer has an attention; the products are given for one.",
         ),
@@ -107,6 +123,10 @@ def check_dollars(dollars: Callable[..., Any]) -> Verdict:
         (
             lambda o, p, s, d: o / p * s / 3600 * d,
             "The share makes it cheaper here; a card that idles more takes longer. Divide by it.",
+        ),
+        (
+            lambda o, p, s, d: o / p * s * d,
+            "An hour has 3600 seconds; and a card that idles more takes longer: divide by the share.",
         ),
         (lambda o, p, s, d: o / (p * s) / 3600, "These are the hours; multiply them by the price."),
     ]
