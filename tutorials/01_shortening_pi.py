@@ -132,9 +132,9 @@ assert off[E5M2] > off[E4M3] > abs(3.14 - math.pi) / math.pi > off[BF16]
 
 # %% [markdown]
 # So the newspapers flattered eight bits. Their 3.14 is the π of *sixteen* bits (BF16, which
-# everybody trained with before). As they stand, eight bits have no 3.14, but a clumsier π. (With
-# a scale, further down, it would come out differently.) Reach and digits are paid from one
-# purse: E5M2 is worse.
+# everybody trained with before). As they stand, eight bits have no 3.14, but a clumsier π. (Under
+# a scale, of which more below, π would be rounded to something else.) Reach and digits are paid
+# from one purse: E5M2 is worse.
 #
 # ## Rounding, and the tie
 #
@@ -200,8 +200,8 @@ check_rounding(round_e4m3)
 # </details>
 
 # %% [markdown]
-# The package's `round_to` does the same to a whole tensor at once and for every format, and it
-# reads the exponent from the bits of the float.
+# The package's `round_to` does the same to a whole *tensor* (a row, a table or a stack of tables
+# of numbers) at once and for every format, and it reads the exponent from the bits of the float.
 #
 # ## How wrong is one number?
 #

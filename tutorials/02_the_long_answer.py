@@ -156,9 +156,10 @@ check_running_sum(running_sum)
 # > K · u
 #
 # of the whole (of the sum of magnitudes, where signs differ). This is *certain*; it is a theorem.
-# (It holds for sums to nearest, one term after another. The textbooks' γ = K·u / (1 − K·u) holds
-# in any order, and from K·u = 1 on is silent.) But if some errors go up and others down as a coin
-# falls, most of them cancel, and what is left grows only like
+# (It holds where terms are added one by one, each sum rounded to the nearest. The bound of the
+# textbooks, γ = K·u / (1 − K·u), holds in any order, but says nothing once K·u reaches 1: below
+# it is printed as inf.) But if some errors go up and others down as a coin falls, most of them
+# cancel, and what is left grows only like
 #
 # > √K · u,
 #
@@ -269,8 +270,8 @@ assert max(relative) / min(relative) > 3 > max(magnitudes) / min(magnitudes)
 # ### Exercise 2: a tensor core in eight lines
 #
 # Write `core_sum(x)`: the sum of a tensor's numbers, kept so. (The weights they are multiplied
-# with are all 1, to have the products without work. With others the chip takes as a product's
-# exponent the sum of its factors' exponents; the package does too.) The total begins at 0, and
+# with are all 1, to have the products without work. With other weights lining up is a little
+# different; the package does that, and you need not.) The total begins at 0, and
 # for each group of 32, `x.double().split(32)`:
 #
 # 1. put the group and the total so far into one tensor: `torch.cat((group, total[None]))`;
@@ -318,7 +319,8 @@ check_core_sum(core_sum)
 #
 # V3's report says that with 14 digits the worst relative error at K = 4096 was "nearly 2%", of
 # two random matrices; it does not say how they were drawn. We take two kinds whose sums are
-# positive: even between 0 and 1, and normal ones around 1, of which one in six is negative.
+# positive: spread evenly between 0 and 1, and normal ones around 1, of which one in six is
+# negative.
 #
 # **Predict:** will the tensor core's totals be too large, too small, or either? Will the error
 # grow with K, and if so how?

@@ -70,7 +70,7 @@ print(expert(0, torch.randn(D)).shape)
 # token. The function *sigmoid* squeezes it to a **score** between 0 and 1. The K experts
 # with the best scores get the token, and how much each will count, its **weight**, is its
 # score divided by the sum of the scores picked. (DeepSeek-V3, arXiv 2412.19437, equations
-# 12 to 15.)
+# 12 to 15.) In the field our editor is called the **gate** or the **router**.
 
 # %%
 editor_ED = torch.randn(E, D) / D**0.5
@@ -143,7 +143,7 @@ from minimoe.moe import MoE
 
 moe = MoE(D, H, E, K, n_shared=0)
 with torch.no_grad():
-    moe.gate.weight.copy_(editor_ED)  # the editor's name in the field: "gate", "router"
+    moe.gate.weight.copy_(editor_ED)
     moe.experts.gate_up_proj.copy_(first_EGD)
     moe.experts.down_proj.copy_(second_EDH)
     y_TD, routing = moe(x_TD)
@@ -156,7 +156,7 @@ print("tokens that each expert got    ", routing.counts_E.tolist())
 # %% [markdown]
 # Your loop is not thrown away there. The package keeps it under the name `reference`, and
 # holds every faster way of doing the same against it, in values and in gradients. (The
-# `gate` in a weight's name there is the switch inside an expert, not the editor.)
+# `gate` in `gate_up` is the switch inside an expert, not the editor.)
 
 # %%
 from minimoe.moe import experts
@@ -593,12 +593,12 @@ print(f"with one more specialist instead {never_had_one:.2f}")
 assert abs(never_had_one - learnt) < 0.15 < without_it - learnt
 
 # %% [markdown]
-# Hardly a difference, and one seed cannot say whether it is more than luck. Nor do the
-# papers agree: DeepSeekMoE trained both and found the shared expert better in most of its
-# tests (section 4.4); OLMoE tried one, found the model slightly worse for it, and left it
-# out (section 4.1). `minimoe claims` makes this experiment with three
-# seeds and prints the spread. The generalist may be a good idea. That it is *the trick*
-# is more than we can confirm.
+# Hardly a difference, and one *seed* (one set of random first weights) cannot say whether
+# it is more than luck. Nor do the papers agree: DeepSeekMoE trained both and found the
+# shared expert better in most of its tests (section 4.4); OLMoE tried one, found the
+# model slightly worse for it, and left it out (section 4.1). `minimoe claims` makes this
+# experiment with three seeds and prints the spread. The generalist may be a good idea.
+# That it is *the trick* is more than we can confirm.
 #
 # What *is* the trick, then, if not knowledge sorted by field? The bargain from above: a
 # great many weights in memory, few at work. Tutorial 6 measures what that is worth.

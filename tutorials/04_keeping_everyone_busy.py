@@ -155,6 +155,8 @@ check_violation(violation)
 #
 # </details>
 #
+# (If one expert has everything it is E − 1, here 15.)
+#
 # There is another way to pay. Instead of waiting one can give every expert a fixed number
 # of places, say a quarter more than an even share, and turn away who finds no place.
 # (Switch did so; a token turned away passes the layer unchanged.) Then imbalance costs
@@ -226,10 +228,9 @@ check_switch(balance_loss)
 #
 # $$\frac{E}{T}\;p_j\,(f_j - \bar f),\qquad \bar f = \sum_i p_i f_i,$$
 #
-# where the mean f̄ says how crowded the experts are that this token likes. So a token is
-# pushed from what is more crowded than its usual company to what is less. **Predict** the
-# sign of the gradient, all tokens together, for the busiest expert and for the idlest.
-# (Training goes *against* the gradient.)
+# where the mean f̄ says how crowded the experts are that this token likes. **Predict**
+# the sign of the gradient, all tokens together, for the busiest expert and for the
+# idlest. (Training goes *against* the gradient.)
 
 # %%
 from minimoe.moe import route, switch_loss
@@ -252,6 +253,8 @@ print(f"idlest, {routing.counts_E[idle]} tokens:  gradient {push_E[idle]:+.4f}")
 assert push_E[busy] > 0 > push_E[idle]  # against it: the busy down, the idle up
 
 # %% [markdown]
+# A token is pushed from what is more crowded than its usual company to what is less.
+#
 # ## The same, page by page
 #
 # A batch can be even although no single text is. Suppose that every token of the cookery
@@ -488,7 +491,7 @@ axes[0].set_ylabel("experts, the busiest on top")
 _ = figure.colorbar(picture, ax=axes, label="of the tokens, %", extend="max")
 
 # %% [markdown]
-# The story is in the left third of both pictures. All become uneven within the first
+# The story is in the left third of both pictures. Both become uneven within the first
 # dozens of steps: so fast does the circle turn. The fine bites early and keeps the worst
 # off. The thumb moves only by γ a step (0.004 here, because our training is so short),
 # and until it has caught up it is as bad as nothing. Then both pull the idle experts back

@@ -31,10 +31,11 @@ cpu = torch.device("cpu")
 # %% [markdown]
 # ## Two rivals
 #
-# A race needs a fair rival, and there are two. A dense network with as many weights as
-# *work on one token* in the mixture does the same arithmetic. A dense network with as
-# many weights as the mixture has *in all* takes the same memory. Who compares with only
-# one of them is selling something.
+# A network is called *dense* if every weight works on every token; *MoE* is short for
+# mixture of experts. A race needs a fair rival, and there are two. A dense network with
+# as many weights as *work on one token* in the mixture does the same arithmetic. A dense
+# network with as many weights as the mixture has *in all* takes the same memory. Who
+# compares with only one of them is selling something.
 
 # %%
 D, H, E, K = 512, 128, 64, 8  # width, expert's width, experts, of them a token
@@ -397,9 +398,10 @@ assert points["V3"][0] * points["V3"][1] > 5000
 # `minimoe compare` answers it: three models, a step each in turn, on the same text. It
 # takes some minutes for each seed, so here is the record of a run with three, as it lies
 # in `docs/`. (Bits per byte; fewer is better. All three read the same tokens. By
-# operations and by seconds each is taken at the moment when the first of them had done;
-# by the clock that was the small network.) **Predict**: against the small dense model,
-# does the mixture win at equal tokens? At equal operations? At equal seconds?
+# operations and by seconds each is taken at the moment when the first of them had done:
+# by operations that was the mixture, by the clock the small network.) **Predict**:
+# against the small dense model, does the mixture win at equal tokens? At equal
+# operations? At equal seconds?
 
 # %%
 record = json.loads(Path("../docs/compare-quick.json").read_text())
@@ -446,8 +448,8 @@ _ = figure.suptitle("Better per token and per operation; per second is another m
 # Here is the whole truth in three panels. Per **token** the mixture beats the small
 # network and is about level with the large one. Per **operation** it beats both, the
 # large one by far. That is what the newspapers meant, and it holds. Per **second**, on
-# this machine and at this size, the small dense network wins, for the reasons we have
-# just taken apart.
+# the record's machine and at this size, the small dense network wins, for the reasons we
+# have just taken apart.
 #
 # Does it stay so? As matrices grow, the blue and the grey parts shrink, and the gap ought
 # to shrink with them. The record of a larger comparison:

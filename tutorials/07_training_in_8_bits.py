@@ -9,9 +9,9 @@
 # Finished models had often been put into eight bits before. To *train* in them was rarer, and
 # with a model so large nobody had shown that it works: each calculation is less accurate, as the
 # newspapers wrote, and a model is made of untold numbers of them, one building on the other. V3's
-# report says that it went well all the same: in two trial models the loss stayed within 0.25 % of
-# the loss with sixteen bits (section 3.3 and appendix B.1). We try it, on a model small enough to
-# be trained here a dozen times.
+# report says that it went well all the same: in two trial models the *loss*, the number that
+# training makes small, stayed within 0.25 % of the loss with sixteen bits (section 3.3 and
+# appendix B.1). We try it, on a model small enough to be trained here a dozen times.
 
 # %%
 import inspect
@@ -262,10 +262,12 @@ _ = axis.legend(loc="upper left")
 # scale nothing of this matters, for it is their *relative* sizes that count then.
 #
 # Ours is a small batch. V3's batches grew to 15,360 sequences of 4,096 tokens (section 4.2).
+# There the same division makes gradients a hundred thousand times smaller still.
 #
 # The older remedy, from training in 16 bits, is to multiply the *loss* by a large factor. All
-# gradients grow with it (the chain rule is only multiplication), and at the end the weights'
-# gradients are divided by it again. The factor must not be too large, or the largest overflow.
+# gradients grow with it (double the loss, and every gradient doubles), and at the end the
+# weights' gradients are divided by it again. The factor must not be too large, or the largest
+# overflow.
 #
 # ### Exercise 3: a factor for the loss
 #
@@ -315,8 +317,9 @@ assert x.grad[2] == 0  # torch sends the gradient through the same cast, without
 #
 # Now we train the same small GPT three times: in float32 (`full`), with V3's recipe, and naively,
 # in E4M3 without any scale. All three begin with the same weights and read the same batches, so
-# that only the arithmetic differs. And we do it with three seeds, because one proves nothing.
-# The loss is measured on text that was not trained on, in bits a byte.
+# that only the arithmetic differs. And we do it with three seeds, because one proves nothing. The
+# loss is measured on text that was not trained on, in bits a byte (8 for who knows nothing; fewer
+# are better).
 #
 # **Predict**, for both 8-bit runs, by how many per cent the loss will be higher than float32's.
 # And whether you will be able to see 0.25 %.
@@ -358,8 +361,8 @@ assert apart < curves["full"][:, -1].std()  # recipes differ less than seeds do
 # The thin lines, one a seed, lie farther apart than float32 and V3's recipe. So we compare within
 # each seed: the gap in per cent, once for each, then the mean and the spread of the three gaps.
 # From the spread follows how far the mean of three can be trusted: for three values, the true gap
-# lies within 2.5 standard deviations of their mean, with 95 % confidence. (That is Student's
-# t with two degrees of freedom, 4.30, over √3; it takes the gaps to be spread normally.)
+# lies within 2.5 standard deviations of their mean, with 95 % confidence. (Where
+# the 2.5 comes from, tutorial 8 tells: 4.30 / √3. It takes the gaps to be spread normally.)
 
 
 # %%
@@ -382,7 +385,8 @@ print(f"V3's gap lies between {least:+.2f} and {most:+.2f} % here: {told} 0.25 %
 # %% [markdown]
 # The naive run is out of the race, whatever the seed; three seeds are plenty to say that. For
 # V3's recipe read the last line, because it depends on your machine. If it says "perhaps", the
-# seeds differ too much for so small a gap. If it says "below", V3's figure holds for *this* race.
+# seeds differ too much for so small a gap. If it says "below", V3's figure holds for *this* race;
+# if "above", this race contradicts it.
 # But the race is short, and what small errors do to a model has hardly had the time to show.
 #
 # The repository keeps the record of a longer one (`benchmarks/fp8_training.py`, a larger model).
@@ -463,9 +467,9 @@ assert max(wrong["deepseek-v3"].values()) < 0.2
 
 # %% [markdown]
 # Three matrices get nothing: those whose gradient must come through another 8-bit matrix first,
-# on its way back from the loss. Each passage makes it smaller. (`out_proj` and `down_proj` add
-# what they compute to a stream that runs straight on to the output matrix, which is not in eight
-# bits.) They get a part, and so does the embedding.
+# on its way back from the loss. Each passage makes it smaller. `out_proj` and `down_proj` get a
+# part, because what they compute is added to a stream that runs straight on to the output matrix,
+# which is not in eight bits. The embedding gets a part, too.
 #
 # With so little, the model can learn hardly more than which bytes are frequent. How much is that
 # worth? Theory has the answer: who knows only the frequencies p of the bytes needs −log₂ p bits

@@ -21,9 +21,9 @@
 # also have stood there; "garden" hardly; "soup" never. The same line, the same minute, and
 # more learnt. That is the whole idea, and the rest of this page is care.
 #
-# The picture ends in two places. Our editor is not wise: it is a larger model that has read the
-# same archive for longer. And it does not explain; it only states, for every word there is, a
-# probability.
+# The picture ends in two places. Our editor is not wise (nor is he the editor of tutorial 3, who
+# only hands out work): it is a larger model that has read the same archive for longer. And it
+# does not explain; it only states, for every word there is, a probability.
 
 # %%
 from dataclasses import replace
@@ -120,7 +120,7 @@ _ = axis.legend()
 # $$\mathrm{KL}(p \,\|\, q) = \sum_{\text{words}} p\,(\log p - \log q).$$
 #
 # One who believes q, in a world where p is true, is more surprised on average than one who
-# believes p; the divergence is how much more, a word. Logarithms to the
+# believes p; the divergence is by how much, on average for each word. Logarithms to the
 # base e count it in *nats* (a nat is about 1.44 bits). It is 0 when q is p, and never below. It
 # is not the same in both directions: the first opinion is the one that is held to be true.
 
@@ -201,8 +201,8 @@ assert 0.3 < mended[-1] / mended[0] < 3
 # opinions are heard and not *how loud*.
 #
 # The limit tells what a very high temperature asks for. With T² the gradient in logit z becomes
-# (z − v)/V, where v is the teacher's logit and both are counted from the mean of their place:
-# copy my logits, every one of them, "soup" included.
+# (z − v)/V, where v is the teacher's logit and each is taken less the mean of all the logits of
+# its place: copy my logits, every one of them, "soup" included.
 
 # %%
 centred = students - students.mean(-1, keepdim=True)
@@ -588,7 +588,7 @@ _ = axis.set_title("Step for step logits teach most; words need more steps")
 # paid for at every reading, unless they are kept (`minimoe/distill/cache.py`). So a longer
 # reading makes up for much; here it even catches up with the logits of the shorter lesson. In the
 # README's longer run with scarce text it does not: there words in plenty beat the real text, and
-# logits on that little text beat the words (of what logits close, words close less than a half).
+# logits on that little text beat the words, which close about two thirds of what logits close.
 # *Copying through answers* is possible, then. It takes patience, and somebody's leave.
 #
 # ## What three seeds allow one to say
@@ -674,8 +674,8 @@ assert abs(1 - 4.303 / (4.303**2 + 2) ** 0.5 - 1 / 20) < 1e-4  # Student's table
 # The README has the experiment in earnest, with larger models, four kinds of text and a teacher
 # for each of three seeds. There, too, the teacher gave little where text was plenty, and closed
 # most of the gap where the student had a twentieth of it; there the student's own text came out a
-# hundredth of a bit ahead of the corpus, which by the rule above is "cannot say". In half an hour
-# or so your machine can repeat it:
+# hundredth of a bit ahead of the corpus, which by the rule above is "cannot say". (The README's
+# "won" tells only whose mean was better.) In half an hour or so your machine can repeat it:
 #
 # ```bash
 # minimoe distill --share 0.05 --seeds 3
@@ -697,5 +697,5 @@ assert abs(1 - 4.303 / (4.303**2 + 2) ** 0.5 - 1 / 20) < 1e-4  # Student's table
 #   been sorted out. Nothing here is checked, and nothing reasons.
 #
 # To read next: Hinton, Vinyals and Dean, arXiv 1503.02531, section 2 (the T² is in it, in two
-# sentences); then section 2.4 of R1's report, arXiv 2501.12948. And tutorial 9 goes on to what
+# sentences); then section 2.4 of R1's report, arXiv 2501.12948v1. And tutorial 9 goes on to what
 # all of this costs.

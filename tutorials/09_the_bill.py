@@ -5,8 +5,8 @@
 # a model: its parameters, its card hours and its dollars; to say what makes one model cheaper
 # than another; and to name what no such bill contains.
 #
-# *About 35 minutes. Nothing is trained. Tutorial 3 says what an expert and a router are; from
-# tutorial 1 you know what eight bits are. Multiplication does the rest.*
+# *About 35 minutes. Nothing is trained. Tutorial 3 says what an expert and a router are; tutorial
+# 1 helps with what eight bits are. Multiplication does the rest.*
 #
 # About six million dollars and some 2,000 chips, wrote the New York Times in January and
 # February 2025, and a tenth of what Meta had spent. The figures come from DeepSeek's own report
@@ -53,9 +53,10 @@ assert (vocabulary, expert_width) == (v3.vocab_size, v3.expert_dim)
 assert dense_width == v3.hidden_dim
 
 # %% [markdown]
-# A *parameter* is one number of a matrix. An expert has three matrices, *gate*, *up* and
-# *down*: two lead from the model's width to the expert's own, the third leads back. So its
-# parameters are 3 × 7168 × 2048.
+# A *parameter* is one number of a matrix. An expert has three matrices, *gate*, *up* and *down*:
+# two lead from the model's width to the expert's own, the third leads back. (Tutorial 3 laid the
+# first two into one matrix. This *gate* is the switch inside an expert; who chooses among experts
+# is called the router here.) So its parameters are 3 × 7168 × 2048.
 #
 # **Before you run the next cell:** guess two numbers and write them down. How many experts sit
 # in the whole model? And what share of the 671 billion are they?
@@ -350,7 +351,8 @@ check_dollars(dollars)
 # The package's `bill` does this from a configuration. Suppose that the hours were not known.
 # Meta's report on Llama 3.1, of the same year, gives 38 to 43% of the peak for its own training
 # (arXiv 2407.21783, table 4), so that 40% would have been a reasonable guess, and 2 dollars a
-# usual rent. **Guess** how far off one is then, and how far with 30 or 50%.
+# usual rent. You have seen 39.1%: **reckon** from it how far off one is then, and how far with
+# 30 or 50%.
 
 # %%
 from minimoe.cost import bill
