@@ -281,8 +281,15 @@ def test_what_a_loss_in_chunks_keeps():
     assert kept["plain"] >= 4 * T * V
 
 
+def test_a_step_has_the_batch_that_its_shape_says():
+    steps = [case for case in cases(QUICK) if case.group == "training step"]
+    assert steps
+    for case in steps:
+        assert models.training_of(case).batch_size == case.shape["B"] == QUICK.batch
+
+
 def test_what_is_kept_is_neither_input_nor_weight():
-    """Of a linear layer both are there anyhow; of a sigmoid its result is kept. memory.py counts the same."""
+    """Of a linear layer both are there anyhow; of a sigmoid its result is kept."""
     x = torch.randn(6, 8, requires_grad=True)
     network = nn.Sequential(nn.Linear(8, 4), nn.Sigmoid())
     assert bytes_kept_for_backward(network, x) == 4 * 6 * 4

@@ -42,6 +42,7 @@ from minimoe.claims.claim import (
     confidence,
     shown,
 )
+from minimoe.claims.dots import draw_dots
 from minimoe.claims.page import write_page
 from minimoe.claims.report import duration, print_ledger, summary
 from minimoe.claims.workshop import Workshop
@@ -302,6 +303,7 @@ def test_what_a_machine_cannot_run_is_said_and_the_rest_goes_on(tmp_path):
         (["claims", "pi", "--json", "."], "--json . is a folder; name a file in it"),
         (["claims", "pi", "generalist", "--data", "nowhere"], "'nowhere' is neither a folder nor known text"),
         (["claims", "small-from-big", "--data", "little"], "a sequence needs context + 1"),
+        (["claims", "generalist", "--data", "little"], "a sequence needs context + 1"),
     ],
 )
 def test_what_cannot_be_is_told_in_one_line(tmp_path, capsys, monkeypatch, arguments, message):
@@ -428,6 +430,15 @@ def test_moving_data(tmp_path):
     assert found["kB a token, free, bf16"][0] == pytest.approx(every * free / 1e3, rel=0.03)
     assert len(found["seconds"]) == 3
     assert set(claim.labels) <= set(found)
+
+
+def test_a_picture_has_a_dot_for_every_seed_and_a_line_at_the_mean():
+    axes = Figure().subplots()
+    found = {"one": [1.0, 2.0, 6.0], "two": [4.0, 5.0, 9.0]}
+    draw_dots(axes, found)
+    assert [line.get_ydata().tolist() for line in axes.lines] == list(found.values())
+    assert [bar.get_segments()[0][:, 1].tolist() for bar in axes.collections] == [[3.0, 3.0], [6.0, 6.0]]
+    assert [label.get_text() for label in axes.get_xticklabels()] == list(found)
 
 
 def test_processes_return_in_order():

@@ -202,6 +202,8 @@ def test_what_cannot_be_is_refused():
     a = PUBLISHED["gpt-2"]
     with pytest.raises(ValueError, match=r"utilisation \(0\) must be above 0"):
         bill(a, 1e9, peak=1e12, utilisation=0, price=1)
+    with pytest.raises(ValueError, match=r"price \(inf\) must be above 0, and finite"):
+        bill(a, 1e9, peak=1e12, utilisation=0.5, price=math.inf)
     with pytest.raises(ValueError, match=r"tokens \(0\) must be above 0"):
         bill(a, 0, peak=1e12, utilisation=0.5, price=1)
     with pytest.raises(ValueError, match=r"n_heads \(12\) must be divisible by kv_heads \(5\)"):

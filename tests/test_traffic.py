@@ -12,6 +12,7 @@ from several import run
 from torch.nn.functional import one_hot
 
 from minimoe import ModelConfig
+from minimoe.claims.travel import LAYER, PROCESSES, metered_step
 from minimoe.cost import PUBLISHED, processes_visited, traffic
 from minimoe.moe import Meter, MoE, expert_parallel_, route
 from minimoe.moe.wire import legs
@@ -104,6 +105,23 @@ def test_the_bytes_sent_are_those_predicted(tmp_path, wire, top_groups, training
     assert pairs > 0
     sent = sum(meter.bytes.total() for meter, _ in found)
     assert sent == traffic(config, wire).total(pairs, 4, training=training)
+
+
+def metered(wire):
+    step, meter = metered_step(LAYER, wire)
+    return step().ids_TK.tolist(), meter
+
+
+def test_the_claims_step_sends_what_its_routing_says(tmp_path):
+    found = run(metered, PROCESSES, tmp_path, "fp8")
+    each = LAYER.n_experts // PROCESSES
+    pairs = sum(
+        len({expert // each for expert in experts} - {rank})
+        for rank, (ids_TK, _) in enumerate(found)
+        for experts in ids_TK
+    )
+    sent = sum(meter.bytes.total() for _, meter in found)
+    assert sent == traffic(LAYER, "fp8").total(pairs, PROCESSES)
 
 
 def test_the_recorded_bytes_are_those_predicted():

@@ -39,8 +39,18 @@ def build(source: Path) -> None:
     print(f"{target.name}: {time.perf_counter() - begin:.0f} s, {target.stat().st_size / 1000:.0f} kB")
 
 
+def chosen(numbers: list[str]) -> list[Path]:
+    """The sources with these numbers, or all. Raises ValueError for a number that none has."""
+    found = {path.name[:2]: path for path in sorted(HERE.glob("[0-9][0-9]_*.py"))}
+    if unknown := [number for number in numbers if number not in found]:
+        raise ValueError(f"there is no tutorial {unknown[0]!r}; choose among {', '.join(found)}")
+    return [path for number, path in found.items() if not numbers or number in numbers]
+
+
 if __name__ == "__main__":
-    wanted = sys.argv[1:]
-    for path in sorted(HERE.glob("[0-9][0-9]_*.py")):
-        if not wanted or path.name[:2] in wanted:
-            build(path)
+    try:
+        sources = chosen(sys.argv[1:])
+    except ValueError as error:
+        sys.exit(f"build.py: {error}")
+    for source in sources:
+        build(source)

@@ -38,10 +38,6 @@ class Cost:
         return "arithmetic" if self.seconds(peaks) > self.bytes / peaks.bandwidth else "bytes"
 
 
-def nothing() -> dict[str, int]:
-    return {}
-
-
 @dataclass(frozen=True)
 class Built:
     """A case on a device, ready to run."""
@@ -51,7 +47,7 @@ class Built:
     tasks: Mapping[str, Task]
     """by name; none where memory alone is compared"""
     costs: Mapping[str, Cost]
-    memory: Callable[[], Mapping[str, int]] = nothing
+    memory: Callable[[], Mapping[str, int]] = dict
     """bytes by task: kept for the backward pass, or held, as the group says"""
 
 

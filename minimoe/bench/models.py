@@ -5,6 +5,7 @@ Dimensions: B batch, L sequence length, T = B*L tokens of a step (or B times the
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -16,6 +17,7 @@ from minimoe.bench.same import require_close
 from minimoe.cost import flops_per_token, parameters
 from minimoe.data import Corpus, load_corpus
 from minimoe.generation import generate
+from minimoe.memory import bytes_held
 from minimoe.model import GPT, ModelConfig
 from minimoe.timing import Task
 from minimoe.train_config import TrainConfig
@@ -94,12 +96,12 @@ def reading(case: Case, device: torch.device, *, configs: Configs) -> Built:
         name: Cost(B * L * flops_per_token(config, training=False), 4 * _needed(config, B * L))
         for name, config in configs.items()
     }
-    memory = {name: sum(p.nbytes for p in model.parameters()) for name, model in models.items()}
+    memory = {name: bytes_held(model) for name, model in models.items()}
     return Built(check, tasks, costs, lambda: memory)
 
 
 def training_of(case: Case) -> TrainConfig:
-    return TrainConfig(**{**vars(TRAINING), "batch_size": case.shape["B"]})
+    return replace(TRAINING, batch_size=case.shape["B"])
 
 
 def make_model(config: ModelConfig, device: torch.device) -> GPT:

@@ -13,7 +13,7 @@ from minimoe.bench import bits, layers, lessons, models
 from minimoe.bench.bits import CODES, HALF
 from minimoe.bench.bits import FULL as FLOAT32
 from minimoe.bench.case import Built, Case, Suite
-from minimoe.bench.layers import BOTH, DENSE_ACTIVE, DENSE_TOTAL, FORWARD, LAYERS, MIXTURE
+from minimoe.bench.layers import BOTH, FORWARD, LAYERS, MIXTURE
 from minimoe.compare import PRESETS
 from minimoe.distill.experiment import SETUPS
 from minimoe.model import ModelConfig
@@ -177,6 +177,3 @@ def _whole(
 ) -> Case:  # fmt: skip
     shape = {"B": batch, "T": batch * config.context} | _sizes(config)
     return Case(suite, group, tasks, baselines, shape, build)
-
-
-__all__ = ["DENSE_ACTIVE", "DENSE_TOTAL", "FULL", "MIXTURE", "QUICK", "SUITES", "Plan", "cases", "shapes"]

@@ -19,19 +19,19 @@ UNBUILT = (
     Claim(
         "reinforcement",
         "Reinforcement learning turns a plain language model into a reasoning one, more easily than thought.",
-        "DeepSeek-R1, arXiv 2501.12948; New York Times, 2025-01-28",
+        "DeepSeek-R1, arXiv 2501.12948v1; New York Times, 2025-01-28",
         not_built="reinforcement learning (GRPO on a task with a verifiable answer) is not in this project",
     ),
     Claim(
         "distil-beats-rl",
         "For small models distilling beats reinforcement learning.",
-        "DeepSeek-R1, arXiv 2501.12948, table 6",
+        "DeepSeek-R1, arXiv 2501.12948v1, table 6",
         not_built="reinforcement learning is not in this project, so there is nothing to compare with",
     ),
     Claim(
         "failed-roads",
         "Some roads failed, as Monte Carlo tree search.",
-        "DeepSeek-R1, arXiv 2501.12948, section 4.2",
+        "DeepSeek-R1, arXiv 2501.12948v1, section 4.2",
         not_built="the authors' own negative result, cited; tree search is not in this project",
     ),
 )

@@ -27,7 +27,7 @@ def contestants(workshop: Workshop) -> dict[str, list[Training]]:
 
 def measure_efficiency(workshop: Workshop) -> Measured:
     runs, preset = contestants(workshop), mixtures.chosen(workshop)
-    workshop.train([training for found in runs.values() for training in found])
+    workshop.train(wanted_by_efficiency(workshop))
     seconds = step_seconds(workshop, {name: found[0] for name, found in runs.items()})
     curves = {
         name: [_curve(workshop, training, seconds[name]) for training in found]

@@ -2,13 +2,13 @@
 mixtures share, so that it is trained once.
 """
 
-import statistics
 from dataclasses import replace
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from minimoe.claims.claim import Bound, Claim, Measured
+from minimoe.claims.dots import draw_dots
 from minimoe.claims.trainings import Training
 from minimoe.claims.workshop import Workshop
 from minimoe.compare import PRESETS, Preset
@@ -20,7 +20,7 @@ from minimoe.trainer import Trainer
 SMALL = ModelConfig(dim=64, n_layers=2, n_heads=2, context=64, n_experts=16, top_k=4, expert_dim=32)
 
 
-METHODS: dict[str, Balance] = {"none": "none", "switch": "switch", "sequence": "sequence", "bias": "bias"}
+METHODS: tuple[Balance, ...] = ("none", "switch", "sequence", "bias")
 
 
 def chosen(workshop: Workshop) -> Preset:
@@ -52,7 +52,7 @@ def alone(workshop: Workshop) -> list[Training]:
 
 def measure_generalist(workshop: Workshop) -> Measured:
     with_it, without = mixture(workshop), alone(workshop)
-    workshop.train([*with_it, *without])
+    workshop.train(wanted_by_generalist(workshop))
     both = [workshop.reached(t) for t in with_it]
     specialists = [workshop.reached(t) for t in without]
     off = [_switched_off(workshop, t) for t in with_it]
@@ -88,24 +88,19 @@ def _switched_off(workshop: Workshop, training: Training) -> float:
     return trainer.evaluate().bits_per_byte
 
 
-def draw_seeds(figure: Figure, detail: dict[str, list[float]]) -> None:
-    """A dot a seed and a line at the mean, for each of several ways."""
+def draw_generalist(figure: Figure, detail: dict[str, list[float]]) -> None:
     axes = figure.subplots()
-    for i, values in enumerate(detail.values()):
-        axes.plot([i] * len(values), values, "o", color="#0072b2", markerfacecolor="none")
-        axes.hlines(statistics.fmean(values), i - 0.2, i + 0.2, color="black")
-    axes.set_xticks(range(len(detail)), list(detail))
+    draw_dots(axes, detail)
     axes.set(ylabel="validation bits per byte", xlim=(-0.5, len(detail) - 0.5))
-    axes.grid(axis="y", alpha=0.25)
 
 
 def balances(workshop: Workshop) -> dict[str, list[Training]]:
-    return {name: mixture(workshop, method) for name, method in METHODS.items()}
+    return {method: mixture(workshop, method) for method in METHODS}
 
 
 def measure_struggle(workshop: Workshop) -> Measured:
     runs = balances(workshop)
-    workshop.train([training for found in runs.values() for training in found])
+    workshop.train(wanted_by_struggle(workshop))
     last = {name: [workshop.records(t, "evaluation")[-1] for t in found] for name, found in runs.items()}
     violation = {name: [line["max_violation"] for line in lines] for name, lines in last.items()}
     bits = {name: [line["bits_per_byte"] for line in lines] for name, lines in last.items()}
@@ -132,12 +127,8 @@ def draw_struggle(figure: Figure, detail: dict[str, Any]) -> None:
     panels = figure.subplots(1, 2)
     words = {"violation": "MaxVio (0: all alike)", "bits": "validation bits per byte"}
     for axes, (key, label) in zip(panels, words.items(), strict=True):
-        for i, values in enumerate(detail[key].values()):
-            axes.plot([i] * len(values), values, "o", color="#0072b2", markerfacecolor="none")
-            axes.hlines(statistics.fmean(values), i - 0.25, i + 0.25, color="black")
-        axes.set_xticks(range(len(detail[key])), list(detail[key]))
+        draw_dots(axes, detail[key])
         axes.set_ylabel(label)
-        axes.grid(axis="y", alpha=0.25)
     panels[0].set_ylim(bottom=0)
 
 
@@ -170,7 +161,7 @@ CLAIMS = (
             ),
         ),
         measure_generalist,
-        draw_seeds,
+        draw_generalist,
         wanted_by_generalist,
         seconds=(2, 5),
         learns=True,

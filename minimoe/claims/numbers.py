@@ -84,7 +84,7 @@ def measure_pi(workshop: Workshop) -> Measured:
         rounded = round_to(exact.float(), fmt).double()
         errors[str(fmt)] = ((rounded - exact).abs() / exact).tolist()
     # The float32 that is rounded is off by 2^-24 itself, which no format here can notice.
-    units = {str(fmt): 2.0 ** -(fmt.mantissa_bits + 1) for fmt in (E4M3, E5M2, BF16)}
+    units = {str(fmt): fmt.unit_roundoff for fmt in (E4M3, E5M2, BF16)}
     values = {name: [max(errors[name]) / units[name]] for name in errors}
     values |= {f"π in {name}": [100 * errors[name][0]] for name in errors}
     values["3.14"] = [100 * abs(3.14 - math.pi) / math.pi]

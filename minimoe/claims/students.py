@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from minimoe.checkpoint import load_model
 from minimoe.claims import taught as teaching
 from minimoe.claims.claim import Bound, Claim, Measured
+from minimoe.claims.dots import draw_dots
 from minimoe.claims.workshop import Workshop
 from minimoe.cost import parameters
 from minimoe.distill.evaluation import speeds
@@ -52,12 +53,8 @@ def draw_small(figure: Figure, detail: dict[str, Any]) -> None:
     panels = figure.subplots(1, 2, sharey=True)
     titles = {"ample": "all of the teacher's text", "scarce": "little of it"}
     for axes, (name, bars) in zip(panels, detail["bars"].items(), strict=True):
-        for i, values in enumerate(bars.values()):
-            axes.plot([i] * len(values), values, "o", color="#0072b2", markerfacecolor="none")
-            axes.hlines(np.mean(values), i - 0.3, i + 0.3, color="black")
-        axes.set_xticks(range(len(bars)), list(bars), rotation=40, ha="right")
+        draw_dots(axes, bars, rotation=40, ha="right")
         axes.set_title(titles[name], fontsize=10)
-        axes.grid(axis="y", alpha=0.25)
     panels[0].set_ylabel("validation bits per byte")
 
 

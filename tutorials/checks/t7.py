@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from checks import Verdict, compare
-from minimoe.precision import E4M3, fake_quantize, matmul, measure_error
+from minimoe.precision import E4M3, fake_quantize, matmul
 from minimoe.precision.scales import Scale
 
 
@@ -82,61 +82,54 @@ def check_weight_gradient(answer: Callable[[Tensor, Tensor], Tensor]) -> Verdict
     cases = []
     for tokens, seed in ((256, 0), (300, 1)):
         x_TI, _, g_TO = _layer(tokens, 160, 130, seed)
-        x_TI, g_TO = x_TI * (1 + torch.arange(160)), 1e-5 * g_TO  # channels of different sizes
-        # Made comparable in size: the check's tolerance is absolute below 1.
-        cases.append(((x_TI, g_TO), 1e3 * _package(x_TI, g_TO)))
+        # Channels of different sizes, and gradients that E4M3 loses; products of about 1 and more.
+        x_TI, g_TO = 1e3 * x_TI * (1 + torch.arange(160)), 1e-5 * g_TO
+        cases.append(((x_TI, g_TO), _package(x_TI, g_TO)))
     along, across = (128, 1), (1, 128)
-    verdict = compare(
-        lambda x, g: None if (given := answer(x, g)) is None else 1e3 * given,
+    return compare(
+        answer,
         cases,
         praise="That is V3's weight gradient: both operands in tiles of 128 tokens.",
         hints=(
             (
-                lambda x, g: 1e3 * _cast(x.mT @ g, along),
+                lambda x, g: _cast(x.mT @ g, along),
                 "You round the product. Round what goes into it, x and g, each in tiles of 128 tokens.",
             ),
-            (lambda x, g: 1e3 * (x.mT @ g), "That is float32: nothing has been rounded to 8 bits."),
+            (lambda x, g: x.mT @ g, "That is float32: nothing has been rounded to 8 bits."),
             (
-                lambda x, g: 1e3 * (_cast(x, across).mT @ _cast(g, across)),
+                lambda x, g: _cast(x, across).mT @ _cast(g, across),
                 "Those are the tiles of the forward product, along inputs and outputs. This product sums "
                 "over tokens: take (128, 1).",
             ),
             (
-                lambda x, g: 1e3 * (_cast(x, across).mT @ _cast(g, along)),
+                lambda x, g: _cast(x, across).mT @ _cast(g, along),
                 "x is still in its tiles of the forward product, along the inputs.",
             ),
             (
-                lambda x, g: 1e3 * (_cast(x, along).mT @ _cast(g, across)),
+                lambda x, g: _cast(x, along).mT @ _cast(g, across),
                 "g is in tiles along the outputs; this product sums over tokens.",
             ),
             (
-                lambda x, g: 1e3 * (_cast(x, None, "none").mT @ _cast(g, None, "none")),
+                lambda x, g: _cast(x, None, "none").mT @ _cast(g, None, "none"),
                 "That is without any scale, and g has become zero.",
             ),
-            (lambda x, g: 1e3 * (_cast(x, along).mT @ g), "g has not been rounded."),
-            (lambda x, g: 1e3 * (x.mT @ _cast(g, along)), "x has not been rounded."),
+            (lambda x, g: _cast(x, along).mT @ g, "g has not been rounded."),
+            (lambda x, g: x.mT @ _cast(g, along), "x has not been rounded."),
             (
-                lambda x, g: 1e3 * (_cast(x, (128, 128)).mT @ _cast(g, (128, 128))),
+                lambda x, g: _cast(x, (128, 128)).mT @ _cast(g, (128, 128)),
                 "Squares are for weights; activations and gradients have tiles of 128 tokens by 1.",
             ),
             (
-                lambda x, g: 1e3 * (_cast(x, None).mT @ _cast(g, None)),
+                lambda x, g: _cast(x, None).mT @ _cast(g, None),
                 "That is one scale for the whole of each; take tiles of (128, 1).",
             ),
             (
-                lambda x, g: 1e3 * (_cast(_cast(x, across), along).mT @ _cast(_cast(g, across), along)),
+                lambda x, g: _cast(_cast(x, across), along).mT @ _cast(_cast(g, across), along),
                 "You round twice: first in tiles one way, then the other. Round the original.",
             ),
         ),
         tolerance=1e-4,
     )
-    if verdict or "it returns a tensor" not in verdict.said:
-        return verdict
-    given = answer(*cases[0][0])
-    if given.shape == cases[0][1].shape:  # compare can name no more than shapes
-        off = measure_error(1e3 * given, cases[0][1]).relative
-        return Verdict(False, f"The shape is right, but the numbers are {off:.1%} off those of V3's recipe.")
-    return verdict
 
 
 def _factor(g: Tensor, most: float = 448.0) -> float:
