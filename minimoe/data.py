@@ -118,21 +118,33 @@ def load_corpus(
         raise ValueError(
             f"train_bytes ({train_bytes}) and validation_bytes ({validation_bytes}) must be positive"
         )
-    names = GROUPS.get(str(data), tuple(str(data).split(",")))
-    if all(name in SOURCES for name in names):
+    names = check_data(data)
+    if names:
         parts = [_built_in(name, train_bytes, validation_bytes) for name in names]
         sources = tuple(SOURCES[name].version() for name in names)
-    elif Path(data).is_dir():
+    else:
         folder = folder_domains(Path(data))
         names, sources = tuple(folder), tuple(f"folder {data}" for _ in folder)
         parts = [_from_folder(name, docs, train_bytes, validation_bytes) for name, docs in folder.items()]
-    else:
-        raise ValueError(
-            f"{str(data)!r} is neither a folder nor known text; "
-            f"choose {', '.join(GROUPS)}, or among {', '.join(SOURCES)}"
-        )
     train, validation = zip(*parts, strict=True)
     return Corpus(tuple(names), train, validation, sources, _fingerprint(names, train, validation))
+
+
+def check_data(data: str | Path) -> tuple[str, ...]:
+    """The names of the known text that ``data`` means, none for a folder. Reads nothing.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    names = GROUPS.get(str(data), tuple(str(data).split(",")))
+    if all(name in SOURCES for name in names):
+        return names
+    if Path(data).is_dir():
+        return ()
+    raise ValueError(
+        f"{str(data)!r} is neither a folder nor known text; "
+        f"choose {', '.join(GROUPS)}, or among {', '.join(SOURCES)}"
+    )
 
 
 def _built_in(name: str, train_bytes: int, validation_bytes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ from minimoe.claims.ledger import Entry, predicted, run
 from minimoe.claims.page import write_page
 from minimoe.claims.report import STYLES, duration, print_ledger
 from minimoe.claims.workshop import Workshop
+from minimoe.data import check_data
 from minimoe.folders import check_file, close_folder, open_folder
 from minimoe.memory import keep_freed_memory
 from minimoe.terminal import console, prepare
@@ -65,6 +66,7 @@ class Claims:
         workshop = Workshop(
             out, self.quick, self.seeds, device, self.data, lambda s: progress.advance(ledger, s)
         )
+        check_data(self.data)  # also where no claim reads it
         for claim in claims:
             workshop.check(claim.work(workshop) if claim.work is not None else ())
         settings = {"ids": [claim.id for claim in claims], "quick": self.quick, "seeds": self.seeds}
