@@ -4,7 +4,7 @@
 
 The mixture of the quick preset; every method of a seed has the same batches and initial weights.
 Losses have the weights of ``train_config.BALANCE_WEIGHTS``, the bias its default speed; nothing was searched.
-Prints the table and writes what it is made from to docs/balance-PRESET.json.
+Prints the table and writes what it is made from to docs/results/balance-PRESET.json.
 """
 
 import json
@@ -18,14 +18,15 @@ import tyro
 from rich.progress import track
 
 from minimoe import GPT, load_corpus
-from minimoe.compare import PRESETS, PresetName
-from minimoe.memory import keep_freed_memory
-from minimoe.records import machine, write_atomically
-from minimoe.train_config import Balance
-from minimoe.trainer import Trainer
-from minimoe.training import load_record
+from minimoe.experiments.presets import PRESETS, PresetName
+from minimoe.tools.allocator import keep_freed_memory
+from minimoe.tools.files import write_atomically
+from minimoe.tools.machine import describe_machine
+from minimoe.training.config import Balance
+from minimoe.training.loop import load_record
+from minimoe.training.trainer import Trainer
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parent.parent / "docs" / "results"
 COLUMNS = {  # key of a run: heading and digits
     "bits_per_byte": ("bits per byte", 3),
     "max_violation": ("MaxVio", 2),
@@ -79,7 +80,7 @@ def balance(
     data = {"preset": preset, "steps": base.steps, "experts": experts, "data": corpus.fingerprint}
     write_atomically(
         DOCS / f"balance-{preset}.json",
-        json.dumps(data | {"machine": machine("cpu"), "found": found}, indent=1) + "\n",
+        json.dumps(data | {"machine": describe_machine("cpu"), "found": found}, indent=1) + "\n",
     )
     print(markdown(found))
 

@@ -3,12 +3,11 @@
 import pytest
 import torch
 
-from minimoe.memory import keep_freed_memory
-from minimoe.records import machine
+from minimoe.tools.allocator import keep_freed_memory
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
-    machine_info["minimoe"] = machine("cuda" if torch.cuda.is_available() else "cpu")
+    machine_info["minimoe"] = describe_machine("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.fixture

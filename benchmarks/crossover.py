@@ -5,7 +5,7 @@
 
 Times the experts alone (no router, no shared expert), ``loop`` and ``grouped`` in turn, over shapes,
 directions, dtypes and threads; prints grouped's time over loop's (above 1: loop is faster) and writes
-docs/crossover-DEVICE.json. Freed memory is kept, as in training; without that, ``grouped`` loses by a third
+docs/results/crossover-DEVICE.json. Freed memory is kept, as in training; without that, ``grouped`` loses by a third
 where its rows exceed 32 MB (``benchmarks/test_moe_layer.py``).
 """
 
@@ -19,12 +19,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from minimoe.memory import keep_freed_memory
 from minimoe.moe import Experts, route
-from minimoe.records import machine, write_atomically
-from minimoe.timing import interleaved_seconds
+from minimoe.tools.allocator import keep_freed_memory
+from minimoe.tools.files import write_atomically
+from minimoe.tools.machine import describe_machine
+from minimoe.tools.timing import interleaved_seconds
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parent.parent / "docs" / "results"
 TOKENS = (1, 16, 128, 1024, 4096)
 EXPERTS = ((8, 2), (32, 4), (64, 8))  # E, K
 WIDTHS = ((64, 32), (256, 128), (512, 128))  # D, H
@@ -79,7 +80,7 @@ def crossover(device: str = "cpu", threads: tuple[int, ...] = (1, 2)) -> None:
                 "grouped_over_loop": ratio(tokens, experts, widths, backward, dtype, device),
             }
         )
-    data = {"machine": machine(device), "found": found}
+    data = {"machine": describe_machine(device), "found": found}
     write_atomically(DOCS / f"crossover-{device}.json", json.dumps(data, indent=1) + "\n")
     table = Table("threads", "dtype", "direction", "D, H", "E, K", *(f"T={t}" for t in TOKENS))
     for _, row in itertools.groupby(found, key=lambda entry: [entry[k] for k in list(entry)[:7]]):

@@ -4,7 +4,7 @@
 
 ``plain`` makes the logits of student and teacher and calls ``kd_loss``; ``chunked`` is ``chunked_kd_loss``.
 The peak is ``ru_maxrss``, less what it was before: a high-water mark that never falls, so each measurement is
-a process of its own. Prints the table, and writes docs/distill-memory.json.
+a process of its own. Prints the table, and writes docs/results/distill-memory.json.
 
 Dimensions: T tokens, V vocabulary, D width.
 """
@@ -21,11 +21,12 @@ import torch
 import tyro
 from torch import Tensor
 
-from minimoe.distill.chunked import chunked_kd_loss
+from minimoe.distill.chunked_loss import chunked_kd_loss
 from minimoe.distill.losses import Kind, kd_loss
-from minimoe.records import machine, write_atomically
+from minimoe.tools.files import write_atomically
+from minimoe.tools.machine import describe_machine
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parent.parent / "docs" / "results"
 T, V, D_STUDENT, D_TEACHER = 4096, 32768, 256, 512
 KINDS: tuple[Kind, ...] = ("forward", "jsd")
 MB = 2**20
@@ -93,7 +94,7 @@ def main(way: Way | None = None, kind: Kind = "forward", threads: int = 1) -> No
         return
     found = {kind: {way: in_a_process(way, kind, threads) for way in ("plain", "chunked")} for kind in KINDS}
     about = {"tokens": T, "vocabulary": V, "widths": [D_STUDENT, D_TEACHER], "dtype": "float32", "alpha": 0.5}
-    data = about | {"machine": machine("cpu"), "found": found}
+    data = about | {"machine": describe_machine("cpu"), "found": found}
     write_atomically(DOCS / "distill-memory.json", json.dumps(data, indent=1) + "\n")
     print(markdown(found))
 

@@ -3,7 +3,7 @@ student alone and for the one that sees the teacher's logits, with all of the te
 
     python benchmarks/distill_search.py        # a quarter of an hour on 2 CPU cores
 
-Prints the table that the README shows, and writes what it is made from to docs/search-distill.json.
+Prints the table that the README shows, and writes what it is made from to docs/results/search-distill.json.
 """
 
 import json
@@ -17,17 +17,18 @@ from rich.console import Console
 from search import DOCS, markdown
 
 from minimoe import GPT, load_corpus
-from minimoe.checkpoint import load_model
-from minimoe.data import Corpus
-from minimoe.distill.experiment import ALONE, SETUPS
-from minimoe.distill.outcome import read_curve
-from minimoe.distill.teachers import AllLogits
-from minimoe.distill.training import Student, as_teacher
-from minimoe.progress import Terminal
-from minimoe.records import machine, write_atomically
-from minimoe.train_config import TrainConfig
-from minimoe.trainer import Trainer
-from minimoe.training import train_in_turns
+from minimoe.data.corpus import Corpus
+from minimoe.distill.teachers import LogitTeacher
+from minimoe.distill.trainer import DistillationTrainer, as_teacher
+from minimoe.experiments.distillation.experiment import ALONE, SETUPS
+from minimoe.experiments.distillation.results import read_curve
+from minimoe.tools.files import write_atomically
+from minimoe.tools.machine import describe_machine
+from minimoe.training.checkpoint import load_model
+from minimoe.training.config import TrainConfig
+from minimoe.training.loop import train_in_turns
+from minimoe.training.progress import Terminal
+from minimoe.training.trainer import Trainer
 
 SETUP = SETUPS["quick"]
 METHODS = {name: SETUP.methods()[name] for name in (ALONE, "logits")}
@@ -43,13 +44,13 @@ def search(
     training = SETUP.training if steps is None else SETUP.training.shortened(steps)
     found = []
     with TemporaryDirectory() as folder:
-        look = AllLogits(taught(corpus, training, Path(folder) / "teacher"))
+        look = LogitTeacher(taught(corpus, training, Path(folder) / "teacher"))
         for share in shares:
             found += students(
                 corpus.part(share), training, look, lr, Path(folder), f"{share:.0%} of the text"
             )
     about = {"steps": training.steps, "seed": training.seed, "data": corpus.fingerprint}
-    data = about | {"machine": machine("cpu"), "found": found}
+    data = about | {"machine": describe_machine("cpu"), "found": found}
     write_atomically(DOCS / "search-distill.json", json.dumps(data, indent=1) + "\n")
     print(markdown(found))
 
@@ -63,7 +64,12 @@ def taught(corpus: Corpus, training: TrainConfig, folder: Path) -> GPT:
 
 
 def students(
-    corpus: Corpus, training: TrainConfig, look: AllLogits, rates: tuple[float, ...], folder: Path, title: str
+    corpus: Corpus,
+    training: TrainConfig,
+    look: LogitTeacher,
+    rates: tuple[float, ...],
+    folder: Path,
+    title: str,
 ) -> list[dict]:
     """An entry for each student and rate, as ``search.markdown`` wants them."""
     trainers, folders = {}, {}
@@ -72,7 +78,7 @@ def students(
             torch.manual_seed(training.seed)
             config, teacher = replace(training, lr=rate), as_teacher(look, method.lesson)
             key = f"{name} {rate:g}"
-            trainers[key] = Student(GPT(SETUP.student), corpus, config, method.lesson, teacher)
+            trainers[key] = DistillationTrainer(GPT(SETUP.student), corpus, config, method.lesson, teacher)
             folders[key] = folder / title / key
     train_in_turns(trainers, folders, display=Terminal(Console(), title))
     found = []

@@ -5,7 +5,7 @@
 A dense model and a mixture whose widths are multiples of V3's blocks of 128. All recipes of a seed start
 from the same weights and see the same batches, a step each in turn, so that their times are comparable.
 ``twin`` is float32 begun from weights a millionth off: what chance alone does to such a run. Prints the
-table, and writes what it is made from to docs/fp8-training.json with the figure beside it.
+table, and writes what it is made from to docs/results/fp8-training.json with the figure beside it.
 """
 
 import json
@@ -20,11 +20,12 @@ from matplotlib.figure import Figure
 from rich.progress import track
 
 from minimoe import GPT, ModelConfig, TrainConfig, load_corpus
-from minimoe.memory import keep_freed_memory
-from minimoe.records import machine, write_atomically
-from minimoe.trainer import Trainer
+from minimoe.tools.allocator import keep_freed_memory
+from minimoe.tools.files import write_atomically
+from minimoe.tools.machine import describe_machine
+from minimoe.training.trainer import Trainer
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parent.parent / "docs" / "results"
 MOE = ModelConfig(dim=128, n_layers=3, n_heads=2, context=128, n_experts=16, top_k=2, expert_dim=128)
 MODELS = {"dense": replace(MOE, n_experts=0, hidden_dim=384), "moe": MOE}
 RECIPES = ("full", "twin", "deepseek-v3", "deepseek-v3-pow2", "tensorwise", "naive")
@@ -135,7 +136,7 @@ def main(seeds: int = 3, steps: int = 300, threads: int | None = None) -> None:
     about = {"steps": steps, "data": corpus.fingerprint, "recipes": list(RECIPES)}
     data = json.loads(path.read_text()) if path.exists() else {}
     if {key: data.get(key) for key in about} != about:
-        data = about | {"machine": machine("cpu"), "found": []}
+        data = about | {"machine": describe_machine("cpu"), "found": []}
     for seed in range(seeds):
         for model, config in MODELS.items():
             if any((run["seed"], run["model"]) == (seed, model) for run in data["found"]):

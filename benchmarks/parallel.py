@@ -2,7 +2,7 @@
 
     python benchmarks/parallel.py              # five minutes on 2 CPU cores
 
-Four tables, which the README shows, and what they are made from in docs/parallel.json:
+Four tables, which the README shows, and what they are made from in docs/results/parallel.json:
 
 bytes      one step of a layer on 4 processes, by rule of routing and by wire: the (token, other process)
            pairs that chance predicts and those there were, the bytes that ``cost`` makes of them, the metered
@@ -27,25 +27,26 @@ import torch.distributed as dist
 import tyro
 
 from minimoe import GPT, ModelConfig, load_corpus
-from minimoe.claims.travel import LAYER, PROCESSES, TOKENS, metered_step
-from minimoe.compare import PRESETS
 from minimoe.cost import PUBLISHED, all_to_all, processes_visited, traffic
-from minimoe.memory import keep_freed_memory
+from minimoe.distributed.data_expert_parallel import DataExpertParallel
+from minimoe.distributed.spawn import run_processes
+from minimoe.experiments.expert_parallel import LAYER, PROCESSES, TOKENS, metered_step
+from minimoe.experiments.presets import PRESETS
 from minimoe.moe import place
-from minimoe.moe.journey import Journey
-from minimoe.moe.placement import contiguous
-from minimoe.moe.wire import Wire
-from minimoe.records import machine, write_atomically
-from minimoe.several import together
-from minimoe.together import Together
-from minimoe.trainer import Trainer
+from minimoe.moe.eplb import contiguous
+from minimoe.moe.expert_parallel.all_to_all import Journey
+from minimoe.moe.expert_parallel.row_format import DispatchDtype
+from minimoe.tools.allocator import keep_freed_memory
+from minimoe.tools.files import write_atomically
+from minimoe.tools.machine import describe_machine
+from minimoe.training.trainer import Trainer
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parent.parent / "docs" / "results"
 RULES = {"free": None, "at most 2": 2, "at most 1": 1}
-WIRES: tuple[Wire, ...] = ("full", "bf16", "fp8")
+WIRES: tuple[DispatchDtype, ...] = ("full", "bf16", "fp8")
 
 
-def one_step(config: ModelConfig, wire: Wire) -> dict[str, int]:
+def one_step(config: ModelConfig, wire: DispatchDtype) -> dict[str, int]:
     """Forward and backward of a layer on this process's tokens: the pairs counted from the routing alone, and
     the meter's bytes and messages."""
     step, meter = metered_step(config, wire)
@@ -60,7 +61,7 @@ def measure_bytes(size: int = PROCESSES) -> list[dict[str, Any]]:
     for rule, top_groups in RULES.items():
         for wire in WIRES:
             config = replace(LAYER, top_groups=top_groups)
-            seen = together(one_step, size, config, wire)
+            seen = run_processes(one_step, size, config, wire)
             pairs = sum(each["pairs"] for each in seen)
             chance = processes_visited(config, size) * (size - 1) / size
             found.append(
@@ -71,7 +72,7 @@ def measure_bytes(size: int = PROCESSES) -> list[dict[str, Any]]:
     return found
 
 
-def seconds_a_step(wire: Wire, threads: int, steps: int) -> tuple[float, float]:
+def seconds_a_step(wire: DispatchDtype, threads: int, steps: int) -> tuple[float, float]:
     """The median training step of the quick mixture, its batch shared by the processes there are; and how
     long in it this process waited for tokens and their gradients."""
     torch.set_num_threads(threads)
@@ -79,7 +80,7 @@ def seconds_a_step(wire: Wire, threads: int, steps: int) -> tuple[float, float]:
     preset, corpus, waited = PRESETS["quick"], load_corpus(), [0.0]
     torch.manual_seed(0)
     trainer = Trainer(
-        GPT(preset.moe), corpus, preset.training, processes=Together(dist.get_world_size(), wire)
+        GPT(preset.moe), corpus, preset.training, processes=DataExpertParallel(dist.get_world_size(), wire)
     )
     Journey.finish = _timed(Journey.finish, waited)  # type: ignore[method-assign]
     times = []
@@ -105,7 +106,7 @@ def _timed(function: Callable[..., Any], total: list[float]) -> Callable[..., An
 
 def measure_speed(rounds: int, steps: int = 12) -> list[dict[str, Any]]:
     """Each number of processes in turn, so that all see the same machine; of several the slowest."""
-    cases: list[tuple[int, int, Wire]] = [
+    cases: list[tuple[int, int, DispatchDtype]] = [
         (1, 1, "full"),
         (1, 2, "full"),
         (2, 1, "full"),
@@ -115,7 +116,7 @@ def measure_speed(rounds: int, steps: int = 12) -> list[dict[str, Any]]:
     times: list[list[tuple[float, float]]] = [[] for _ in cases]
     for _ in range(rounds):
         for (size, threads, wire), found in zip(cases, times, strict=True):
-            found.append(max(together(seconds_a_step, size, wire, threads, steps)))
+            found.append(max(run_processes(seconds_a_step, size, wire, threads, steps)))
     return [
         {"processes": size, "threads": threads, "wire": wire}
         | {"ms": 1e3 * statistics.median(step for step, _ in found)}
@@ -208,7 +209,7 @@ def main(rounds: int = 5) -> None:
     """Measure, predict, print and record."""
     found = {"bytes": measure_bytes(), "speed": measure_speed(rounds), "predicted": predict()}
     found["placement"] = measure_placement()
-    data = {"machine": machine("cpu"), "layer": vars(LAYER), "tokens": TOKENS, **found}
+    data = {"machine": describe_machine("cpu"), "layer": vars(LAYER), "tokens": TOKENS, **found}
     write_atomically(DOCS / "parallel.json", json.dumps(data, indent=1) + "\n")
     print("\n\n".join(markdown(found).values()))
 

@@ -3,7 +3,7 @@
     python benchmarks/search.py                                     # quick: a quarter of an hour
     python benchmarks/search.py --preset standard --steps 250 --lr 1e-3 2e-3 --schedules constant
 
-Prints the table that the README shows, and writes what it is made from to docs/search-PRESET.json.
+Prints the table that the README shows, and writes what it is made from to docs/results/search-PRESET.json.
 The schedules are those of the comparison (a constant rate, averaged weights) and the cosine it replaces.
 """
 
@@ -17,12 +17,13 @@ import tyro
 from rich.progress import track
 
 from minimoe import GPT, load_corpus
-from minimoe.compare import PRESETS, PresetName
-from minimoe.memory import keep_freed_memory
-from minimoe.records import machine, write_atomically
-from minimoe.trainer import Trainer
+from minimoe.experiments.presets import PRESETS, PresetName
+from minimoe.tools.allocator import keep_freed_memory
+from minimoe.tools.files import write_atomically
+from minimoe.tools.machine import describe_machine
+from minimoe.training.trainer import Trainer
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parent.parent / "docs" / "results"
 
 
 def markdown(found: list[dict]) -> str:
@@ -62,7 +63,7 @@ def search(
         bits = trainer.evaluate().bits_per_byte
         found.append({"model": name, "schedule": schedule, "lr": rate, "bits_per_byte": bits})
     about = {"preset": preset, "steps": config.steps, "seed": config.seed, "data": corpus.fingerprint}
-    data = about | {"machine": machine("cpu"), "found": found}
+    data = about | {"machine": describe_machine("cpu"), "found": found}
     write_atomically(DOCS / f"search-{preset}.json", json.dumps(data, indent=1) + "\n")
     print(markdown(found))
 

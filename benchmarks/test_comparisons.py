@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from minimoe.bench import QUICK, Built, Case, Plan, cases
-from minimoe.bench.measuring import ONCE, Effort, case_records, time_built
-from minimoe.records import machine
-from minimoe.timing import Peaks, peaks
+from minimoe.bench.measure import ONCE, Effort, case_records, time_built
+from minimoe.tools.timing import Peaks, peaks
 
 TINY = Plan(
     dim=32, expert_dim=16, n_experts=8, top_k=2, tokens=8, matmul=64, token_sweep=(1, 8), expert_sweep=(4, 8),
@@ -54,7 +53,7 @@ def test_bench(benchmark, rounds, name, task):
     record = found[task]
     shape = " ".join(f"{letter}={size}" for letter, size in case.shape.items())
     benchmark.group = f"{name}, against {case.baseline}, {shape}, {case.dtype}, threads: {record['threads']}"
-    benchmark.extra_info.update(record | {"machine": machine(DEVICE)})
+    benchmark.extra_info.update(record | {"machine": describe_machine(DEVICE)})
     assert set(found) == set(case.tasks)
     run = built.tasks.get(task, built.memory)  # of weights there is nothing to time but their counting
     repeats = 1 if rounds == 1 else max(1, round(1e-3 / (record["seconds"] or 1)))

@@ -8,7 +8,7 @@ the dense layer's. Every layer is timed in the same rounds, in turn. A few token
 six layers run one after another, because in a model a layer's weights come from memory and not from a cache.
 
 Measured twice: as a process comes, where the C library gives large freed blocks back to the system and pays
-for them anew; and with them kept (``minimoe.memory``), as minimoe trains. transformers gains most from that.
+for them anew; and with them kept (``minimoe.tools.allocator``), as minimoe trains. transformers gains most from that.
 """
 
 from collections.abc import Callable
@@ -17,9 +17,9 @@ import pytest
 import torch
 from torch import nn
 
-from minimoe.memory import bytes_kept_for_backward
 from minimoe.moe import MoE, SwiGLU
-from minimoe.timing import interleaved_seconds
+from minimoe.tools.memory import bytes_kept_for_backward
+from minimoe.tools.timing import interleaved_seconds
 
 CASES = {  # T, E, K, D, H, backward, layers in a row
     "2048 tokens, forward": (2048, 64, 8, 512, 128, False, 1),

@@ -16,9 +16,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minimoe.compare import PRESETS
-from minimoe.memory import bytes_held
-from minimoe.model import GPT
+from minimoe.experiments.presets import PRESETS
+from minimoe.models.gpt import GPT
 from minimoe.precision import (
     DEEPSEEK_V3,
     DEEPSEEK_V3_POW2,
@@ -32,7 +31,8 @@ from minimoe.precision import (
     round_to,
 )
 from minimoe.precision.matmul import multiplies_bf16_fast
-from minimoe.timing import interleaved_seconds
+from minimoe.tools.memory import bytes_held
+from minimoe.tools.timing import interleaved_seconds
 
 MILLION = 1 << 20
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ One thread, E4M3 numbers, M = N = 256, K = 4096. Theirs is what a user of mmaemu
 single sum, ``dot``, which is given a few rows and counted per row. All are timed in the same rounds, in turn.
 
 Measured twice: as a process comes, where the C library gives large freed blocks back to the system and pays
-for them anew; and with them kept (``minimoe.memory``). mmaemu works in blocks of megabytes and gains most. It
+for them anew; and with them kept (``minimoe.tools.allocator``). mmaemu works in blocks of megabytes and gains most. It
 may gain without being asked: the library keeps freed blocks too where a used one lies above them.
 """
 
@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from minimoe.precision import E4M3, Accumulator, round_to
-from minimoe.timing import interleaved_seconds
+from minimoe.tools.timing import interleaved_seconds
 
 DOT_ROWS = 4
 

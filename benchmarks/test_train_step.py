@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from minimoe import GPT, load_corpus
-from minimoe.compare import PRESETS
 from minimoe.cost import flops_per_token
-from minimoe.timing import interleaved_seconds
-from minimoe.trainer import Trainer
+from minimoe.experiments.presets import PRESETS
+from minimoe.tools.timing import interleaved_seconds
+from minimoe.training.trainer import Trainer
 
 BASELINE = "dense-active"
 CASES = (BASELINE, "dense-total", "moe", "moe-loop")

@@ -1,5 +1,5 @@
 """``python -m minimoe`` is the ``minimoe`` command."""
 
-from minimoe.cli import entry
+from minimoe.cli.main import entry
 
 entry()

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from minimoe.data import Corpus
-from minimoe.model import ModelConfig
+from minimoe.data.corpus import Corpus
+from minimoe.models.config import ModelConfig
 
 SENTENCES = {
     "letters": b"the quick brown fox jumps over the lazy dog; pack my box with five dozen jugs. ",

@@ -18,7 +18,7 @@ import inspect
 import math
 
 import torch
-from looks import plt
+from plot_style import plt
 
 from minimoe.precision import BF16, E4M3, E5M2, FP16, FP32, round_to
 
@@ -174,7 +174,7 @@ assert (even - ties).mean() == 0  # four go up, four go down, by the same
 # 4. what is beyond ±448, the largest, becomes ±448.
 
 # %%
-from checks.t1 import check_bytes, check_rounding, check_scaling
+from checks.tutorial_01 import check_bytes, check_rounding, check_scaling
 
 
 def round_e4m3(x):

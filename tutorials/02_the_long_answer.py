@@ -15,7 +15,7 @@
 import inspect
 
 import torch
-from looks import plt
+from plot_style import plt
 
 from minimoe.precision import BF16, E4M3, FP16, round_to
 
@@ -122,7 +122,7 @@ assert abs(ends[torch.float32] / exact[-1] - 1) < 1e-5  # 32 bits are enough
 # decides what is lost.
 
 # %%
-from checks.t2 import check_core_sum, check_promoted_sum, check_running_sum
+from checks.tutorial_02 import check_core_sum, check_promoted_sum, check_running_sum
 
 
 def running_sum(terms, fmt):
@@ -215,7 +215,7 @@ axis.set_title("Chance rules short sums; in long ones errors take one side")
 _ = axis.legend()
 
 # %%
-from minimoe.precision.bounds import gamma
+from minimoe.precision.analysis.bounds import gamma
 
 for K, error in zip(lengths, positive, strict=True):
     theory = f"√K · u = {K**0.5 * u:6.2%}, K · u = {K * u:7.2%}, γ = {gamma(K, u):7.2%}"

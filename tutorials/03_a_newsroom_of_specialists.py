@@ -23,8 +23,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from checks.t3 import check_editor, check_information, check_weights
-from looks import plt
+from checks.tutorial_03 import check_editor, check_information, check_weights
+from plot_style import plt
 
 torch.manual_seed(0)
 torch.set_num_threads(1)  # matrices as small as ours gain nothing from more
@@ -474,7 +474,7 @@ check_information(information)
 # *untrained* model tell, whose editor has never seen a text?
 
 # %%
-from minimoe.claims.specialists import mutual_information
+from minimoe.experiments.specialization import mutual_information
 
 
 def told(model):
@@ -560,7 +560,7 @@ _ = figure.legend(loc="outside lower center", ncols=2)
 # fewer at work. **Predict** which hurts more, and by how much. In bits per byte:
 
 # %%
-from minimoe.trainer import Trainer
+from minimoe.training.trainer import Trainer
 
 inspector = Trainer(model, corpus, how)
 desks = [block.feed_forward for block in model.blocks]

@@ -17,11 +17,11 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from checks.t4 import check_switch, check_update, check_violation
-from looks import plt
+from checks.tutorial_04 import check_switch, check_update, check_violation
+from plot_style import plt
 
 from minimoe import GPT, ModelConfig, TrainConfig, load_corpus
-from minimoe.trainer import Trainer, cross_entropy
+from minimoe.training.trainer import Trainer, cross_entropy
 
 torch.manual_seed(0)
 torch.set_num_threads(1)  # matrices as small as ours gain nothing from more
@@ -164,7 +164,7 @@ check_violation(violation)
 
 # %%
 from minimoe.moe import max_violation, statistics
-from minimoe.moe.capacity import places
+from minimoe.moe.dispatch.capacity import places
 
 counts_E = alone[-1, 0].long()
 T = int(counts_E.sum())

@@ -19,11 +19,11 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from checks.t5 import check_combine, check_sort, check_visited
-from looks import plt
+from checks.tutorial_05 import check_combine, check_sort, check_visited
+from plot_style import plt
 
 from minimoe.moe import MoE
-from minimoe.timing import measure
+from minimoe.tools.timing import measure
 
 torch.manual_seed(0)
 torch.set_num_threads(1)  # so that times compare from machine to machine
@@ -458,16 +458,16 @@ assert 0.9 < kept < 1
 # %% [markdown]
 # ## Two real processes
 #
-# Enough of theory; let something really travel. We start two processes on your machine,
+# Enough of theory; let something really workers. We start two processes on your machine,
 # which share no memory and can only send each other messages, through `torch.distributed`
 # and its library *gloo*. Each builds the same layer of sixteen experts, keeps its half of
 # them, and brings tokens of its own. This is what each of them runs (it stands in
-# `travel.py`, because a fresh process can read a file but not this page):
+# `workers.py`, because a fresh process can read a file but not this page):
 
 # %%
-import travel
+import workers
 
-print(inspect.getsource(travel.one_step))
+print(inspect.getsource(workers.one_step))
 
 # %% [markdown]
 # The `Meter` counts every byte that a process sends to the other. Three ways to send:
@@ -483,7 +483,7 @@ settings = {
 }
 metered = {}
 for name, setting in settings.items():
-    metered[name] = travel.together(travel.one_step, 2, *setting)
+    metered[name] = workers.run_processes(workers.one_step, 2, *setting)
 print("experts that each process holds:", [each["held"] for each in metered["8 bits"]])
 
 # %% [markdown]
@@ -493,10 +493,10 @@ print("experts that each process holds:", [each["held"] for each in metered["8 b
 # experts at home.
 
 # %%
-whole_layer = travel.make_layer()
+whole_layer = workers.make_layer()
 for rank in (0, 1):
     with torch.no_grad():
-        alone_TD = whole_layer(travel.make_tokens(rank))[0]
+        alone_TD = whole_layer(workers.make_tokens(rank))[0]
     torch.testing.assert_close(metered["as they are"][rank]["y"], alone_TD)
     off = (metered["8 bits"][rank]["y"] - alone_TD).norm() / alone_TD.norm()
     print(f"process {rank}: the same to rounding; with 8 bits off by {off:.1%}")

@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from checks.t6 import check_operations, check_touched, check_turning
-from looks import plt
+from checks.tutorial_06 import check_operations, check_touched, check_turning
+from plot_style import plt
 
 from minimoe.moe import MoE, SwiGLU
-from minimoe.timing import measure, peaks
+from minimoe.tools.timing import measure, peaks
 
 torch.manual_seed(0)
 torch.set_num_threads(1)  # so that nothing is shared, and times compare
@@ -404,7 +404,7 @@ assert points["V3"][0] * points["V3"][1] > 5000
 # operations? At equal seconds?
 
 # %%
-record = json.loads(Path("../docs/compare-quick.json").read_text())
+record = json.loads(Path("../docs/results/compare-quick.json").read_text())
 
 
 def row_of(name, equal, source=record):
@@ -456,7 +456,7 @@ _ = figure.suptitle("Better per token and per operation; per second is another m
 
 # %%
 gaps = []
-larger = json.loads(Path("../docs/compare-standard.json").read_text())
+larger = json.loads(Path("../docs/results/compare-standard.json").read_text())
 for name, source in (("quick", record), ("standard", larger)):
     models = {model["model"]: model for model in source["models"]}
     small, mixture = models["dense-active"], models["moe"]

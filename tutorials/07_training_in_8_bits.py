@@ -20,8 +20,8 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from checks.t7 import check_gradients, check_loss_factor, check_weight_gradient
-from looks import plt
+from checks.tutorial_07 import check_gradients, check_loss_factor, check_weight_gradient
+from plot_style import plt
 
 from minimoe.precision import E4M3, fake_quantize, measure_error, quantize
 
@@ -396,7 +396,7 @@ print(f"V3's gap lies between {least:+.2f} and {most:+.2f} % here: {told} 0.25 %
 import json
 from pathlib import Path
 
-record = json.loads(Path("../docs/fp8-training.json").read_text())
+record = json.loads(Path("../docs/results/fp8-training.json").read_text())
 longer = [run["recipes"] for run in record["found"] if run["model"] == "dense"]
 last = {}
 for name in recipes:
@@ -502,7 +502,7 @@ print(f"the largest gradient that we heard, times the factor: {FACTOR * largest:
 assert FACTOR * largest < E4M3.max  # room for other layers and later steps
 
 # %%
-from minimoe.trainer import Trainer
+from minimoe.training.trainer import Trainer
 
 
 class Louder(Trainer):

@@ -32,12 +32,12 @@ from statistics import fmean, stdev
 
 import torch
 import torch.nn.functional as F
-from checks.t8 import check_kd, check_share, check_soften, check_t
-from looks import plt
+from checks.tutorial_08 import check_kd, check_share, check_soften, check_t
+from plot_style import plt
 
 from minimoe import GPT, ModelConfig, TrainConfig, load_corpus, train
 from minimoe.cost import flops_per_token, parameters
-from minimoe.distill import Lesson, distill, divergence
+from minimoe.distill import DistillConfig, distill, divergence
 
 torch.set_num_threads(1)  # matrices as small as ours gain nothing from more
 
@@ -217,7 +217,7 @@ assert gap < 0.03  # at T = 100
 # Which temperature is best is a matter of trial. The [README](../README.md)'s table of
 # handwritten digits has temperatures from 2 to 8 ahead of 1 where images are few. For text,
 # where every byte of every line is a lesson, T = 1 is usual, and it is what we shall use below.
-# (`Lesson(temperature=2)` is there to be tried.)
+# (`DistillConfig(temperature=2)` is there to be tried.)
 #
 # ### Exercise 2: the loss of distillation
 #
@@ -342,7 +342,7 @@ def lessons(lesson, text, steps):
 
 
 # %% [markdown]
-# A `Lesson` answers two questions. What does the student *see*: the text's own next byte (its
+# A `DistillConfig` answers two questions. What does the student *see*: the text's own next byte (its
 # label), or all the teacher's logits? And whose text does it *read*: the corpus', the
 # teacher's, or its own? Alone, it sees labels and reads the corpus. Taught, it sees logits and
 # reads the corpus.
@@ -366,8 +366,8 @@ print(f"for {STEPS} taught steps, {longer} alone")
 # both down.
 
 # %%
-alone = lessons(Lesson(sees="labels"), corpus, longer)
-taught = lessons(Lesson(sees="logits"), corpus, STEPS)
+alone = lessons(DistillConfig(signal="labels"), corpus, longer)
+taught = lessons(DistillConfig(signal="logits"), corpus, STEPS)
 same_steps = alone[:, STEPS // 20 - 1] - taught[:, -1]
 same_work = alone[:, -1] - taught[:, -1]
 
@@ -429,8 +429,8 @@ print(bytes(page.train[0][:280]).decode(errors="replace"), "…")
 # Do they fall throughout?
 
 # %%
-alone_page = lessons(Lesson(sees="labels"), page, 120)
-taught_page = lessons(Lesson(sees="logits"), page, STEPS)
+alone_page = lessons(DistillConfig(signal="labels"), page, 120)
+taught_page = lessons(DistillConfig(signal="logits"), page, STEPS)
 best = alone_page[:, : STEPS // 20].amin(1)  # of one who stops early, within as many steps
 logits = taught_page.amin(1)
 print(f"alone:  best {best.mean():.3f}, at the end {alone_page[:, -1].mean():.3f}")
@@ -469,7 +469,7 @@ import numpy as np
 whole = corpus.train[0]
 starts = np.random.default_rng(0).integers(len(whole) - 100, size=size // 100)
 pieces = np.concatenate([whole[start : start + 100] for start in starts])
-clippings = lessons(Lesson(sees="labels"), replace(page, train=(pieces,)), 120).amin(1)
+clippings = lessons(DistillConfig(signal="labels"), replace(page, train=(pieces,)), 120).amin(1)
 plenty = alone[:, :6].amin(1)
 print(f"alone for 120 steps, at best: with the page      {alone_page.amin(1).mean():.3f}")
 print(f"                              with clippings     {clippings.mean():.3f}")
@@ -523,7 +523,7 @@ check_share(share_closed)
 
 # %%
 from minimoe.distill.evaluation import as_text
-from minimoe.generation import generate
+from minimoe.models.generation import generate
 
 begin = torch.tensor([list(page.train[0][:24])]).long()
 chance = torch.Generator().manual_seed(0)
@@ -545,9 +545,9 @@ print(as_text(begin[0]), "|", as_text(written[0]))
 # with logits. And what if the student of words may read for twice as many steps?
 
 # %%
-how = Lesson(sees="labels", reads="teacher", teacher_tokens=10 * size)
+how = DistillConfig(signal="labels", data_source="teacher", teacher_tokens=10 * size)
 words = lessons(how, page, 2 * STEPS)
-own = lessons(Lesson(sees="logits", reads="student"), page, STEPS).amin(1)
+own = lessons(DistillConfig(signal="logits", data_source="student"), page, STEPS).amin(1)
 half = words.shape[1] // 2
 ways = {
     "the page alone": best,
@@ -678,20 +678,20 @@ assert abs(1 - 4.303 / (4.303**2 + 2) ** 0.5 - 1 / 20) < 1e-4  # Student's table
 # "won" tells only whose mean was better.) In half an hour or so your machine can repeat it:
 #
 # ```bash
-# minimoe distill --share 0.05 --seeds 3
+# minimoe distill --data-fraction 0.05 --seeds 3
 # ```
 #
 # ## What this leaves out
 #
 # - **What an interface shows.** Between all logits and words alone lie the few likeliest
 #   tokens. A student that is shown four of them learns that the rest are all alike:
-#   `Lesson(sees="top-k", k=4)`, and `minimoe/distill/sparse.py`.
-# - **Labels beside the teacher.** `Lesson(alpha=0.5)` mixes the archive in again. In the README
+#   `DistillConfig(signal="top-k", k=4)`, and `minimoe/distill/sparse.py`.
+# - **Labels beside the teacher.** `DistillConfig(alpha=0.5)` mixes the archive in again. In the README
 #   it helps where there is plenty of text and harms where there is little. Try both here.
 # - **Other teachers.** A mixture of experts teaches as well as a dense model, and its looks
 #   cost less; a teacher in 8 bits (tutorial 7) costs next to nothing in quality. Both are in
 #   the README's tables.
-# - **Other divergences.** `Lesson(kind="reverse")` and others: they differ in what a student
+# - **Other divergences.** `DistillConfig(kind="reverse")` and others: they differ in what a student
 #   does that is too small to hold all of its teacher's opinions.
 # - **Reasoning.** R1's students learnt from chains of thought, and those that ended wrongly had
 #   been sorted out. Nothing here is checked, and nothing reasons.

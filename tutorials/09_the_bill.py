@@ -22,8 +22,8 @@
 # %%
 from inspect import getsource
 
-from checks.t9 import check_cards, check_dollars, check_mixture, check_operations
-from looks import plt
+from checks.tutorial_09 import check_cards, check_dollars, check_mixture, check_operations
+from plot_style import plt
 
 from minimoe.cost import PUBLISHED, count
 
@@ -527,13 +527,13 @@ check_cards(cards)
 # needed to store the model. Which of the two machines holds V3 in 16 bits, which in 8?
 
 # %%
-from minimoe.cost import kept
+from minimoe.cost import memory_footprint
 
 linear = sum(parts[name] for name in ("routed", "shared", "attention", "dense"))
 other = total - linear
 sizes = {"16 bits": 2 * total, "8 bits": linear * (1 + 4 / 128**2) + 2 * other}
-assert sizes["16 bits"] == kept(v3, "bf16").weights
-assert abs(sizes["8 bits"] - kept(v3, "deepseek-v3").weights) < 1
+assert sizes["16 bits"] == memory_footprint(v3, "bf16").weights
+assert abs(sizes["8 bits"] - memory_footprint(v3, "deepseek-v3").weights) < 1
 machines = {name: 8 * ACCELERATORS[name].memory for name in ("h800", "h200")}
 for bits, size in sizes.items():
     for name, memory in machines.items():
@@ -566,7 +566,7 @@ assert sizes["8 bits"] < machines["h200"] < sizes["16 bits"]
 # running means.
 
 # %%
-eight = kept(v3, "deepseek-v3")
+eight = memory_footprint(v3, "deepseek-v3")
 room = machines["h200"] - eight.weights
 cache = eight.cache_per_token
 print(f"8 H200 leave {room / billion:.0f} GB; a token is kept in {cache / 1e3:.1f} kB:")
@@ -621,8 +621,8 @@ assert round(answers / run.tokens) == 3  # forward is a third of a training step
 # remarkable, because anyone may now run the smaller question through the same cells:
 #
 # ```bash
-# minimoe cost deepseek-v3 --beside llama-3.1-405b --keeping deepseek-v3
-# minimoe cost mixtral-8x7b --beside llama-2-70b
+# minimoe cost deepseek-v3 --compare-with llama-3.1-405b --keeping deepseek-v3
+# minimoe cost mixtral-8x7b --compare-with llama-2-70b
 # ```
 #
 # To read next: section 1 and table 1 of the DeepSeek-V3 report (arXiv 2412.19437), a page; then

@@ -6,7 +6,7 @@ says what came out, in words chosen by the figures alone; ``report`` and ``figur
 """
 
 from minimoe.bench.case import Built, Case, Cost
-from minimoe.bench.measuring import Effort, measure_case
+from minimoe.bench.measure import Effort, measure_case
 from minimoe.bench.suites import FULL, QUICK, SUITES, Plan, cases
 
 __all__ = ["FULL", "QUICK", "SUITES", "Built", "Case", "Cost", "Effort", "Plan", "cases", "measure_case"]

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from minimoe.timing import Peaks, Task
+from minimoe.tools.timing import Peaks, Task
 
 Suite = Literal["moe", "fp8", "distill"]
 

@@ -6,6 +6,7 @@ from typing import Any
 from minimoe.bench.layers import BOTH, DENSE_ACTIVE, DENSE_TOTAL, FORWARD, MIXTURE
 
 Record = dict[str, Any]
+
 PANELS = tuple((way, rival) for way in (FORWARD, BOTH) for rival in (DENSE_ACTIVE, DENSE_TOTAL))
 
 

@@ -20,7 +20,7 @@ from matplotlib.ticker import (
 
 from minimoe.bench.crossover import Record, crossings, crossovers
 from minimoe.bench.layers import BOTH, DENSE_ACTIVE, DENSE_TOTAL, FORWARD, MIXTURE
-from minimoe.plots import STYLES as MODELS
+from minimoe.reporting.figures import STYLES as MODELS
 
 LINES: tuple[dict[str, Any], ...] = (
     {"color": "#0072b2", "linestyle": "--", "marker": "s"},
@@ -30,6 +30,7 @@ LINES: tuple[dict[str, Any], ...] = (
     {"color": "#cc79a7", "linestyle": (0, (5, 1)), "marker": "x"},
     {"color": "#56b4e9", "linestyle": (0, (1, 1)), "marker": "v"},
 )
+
 SWEEPS = {"E": "experts E", "K": "experts a token K", "T": "tokens T", "D": "width D"}
 
 

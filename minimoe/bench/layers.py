@@ -11,16 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from minimoe.bench.case import Built, Case, Cost, WrongResult
-from minimoe.bench.same import require_same_layer
-from minimoe.memory import bytes_kept_for_backward
+from minimoe.bench.checks import require_same_layer
 from minimoe.moe import Experts, MoE, Routing, SwiGLU, route
-from minimoe.moe.capacity import places
+from minimoe.moe.dispatch.capacity import places
 from minimoe.moe.experts import Dispatch
-from minimoe.timing import Task
+from minimoe.tools.memory import bytes_kept_for_backward
+from minimoe.tools.timing import Task
 
 FORWARD, BOTH = "forward", "forward+backward"
+
 DENSE_ACTIVE, DENSE_TOTAL, MIXTURE = "dense-active", "dense-total", "moe"
+
 LAYERS = (DENSE_ACTIVE, DENSE_TOTAL, MIXTURE)
+
 CAPACITY_FACTOR = 1.25  # Switch's; what exceeds it is dropped
 
 

@@ -12,20 +12,24 @@ import torch
 from torch import Tensor
 
 from minimoe.bench.case import Built, Case, Cost, WrongResult
+from minimoe.bench.checks import require_close
 from minimoe.bench.layers import DENSE_ACTIVE, DENSE_TOTAL, MIXTURE, touched
-from minimoe.bench.same import require_close
 from minimoe.cost import flops_per_token, parameters
-from minimoe.data import Corpus, load_corpus
-from minimoe.generation import generate
-from minimoe.memory import bytes_held
-from minimoe.model import GPT, ModelConfig
-from minimoe.timing import Task
-from minimoe.train_config import TrainConfig
-from minimoe.trainer import Trainer
+from minimoe.data.corpus import Corpus, load_corpus
+from minimoe.models.config import ModelConfig
+from minimoe.models.generation import generate
+from minimoe.models.gpt import GPT
+from minimoe.tools.memory import bytes_held
+from minimoe.tools.timing import Task
+from minimoe.training.config import TrainConfig
+from minimoe.training.trainer import Trainer
 
 Configs = Mapping[str, ModelConfig]
+
 PROMPT = 16  # tokens
+
 TRAINING = TrainConfig(schedule="constant", average=0.1)
+
 PASSES = 12  # times that a step reads or writes each weight: twice it, gradients, moments, average
 
 text = functools.cache(load_corpus)

@@ -6,9 +6,10 @@ from typing import Any
 from rich.console import Console
 from rich.padding import Padding
 
-from minimoe.report import table
+from minimoe.reporting.tables import table
 
 WIDE, NARROW = 96, ("least", "most", "peak")  # columns of a terminal; what a narrower one has no place for
+
 LEGEND = (
     "~ so many rows' ratios are noisy by their own account: rounds disagree, or the two measurements, or the "
     "machine was slower than usual",

@@ -9,14 +9,16 @@ from functools import partial
 
 import torch
 
-from minimoe.bench import bits, layers, lessons, models
-from minimoe.bench.bits import CODES, HALF
-from minimoe.bench.bits import FULL as FLOAT32
+from minimoe.bench import distillation as lessons
+from minimoe.bench import layers, models
+from minimoe.bench import low_precision as bits
 from minimoe.bench.case import Built, Case, Suite
 from minimoe.bench.layers import BOTH, FORWARD, LAYERS, MIXTURE
-from minimoe.compare import PRESETS
-from minimoe.distill.experiment import SETUPS
-from minimoe.model import ModelConfig
+from minimoe.bench.low_precision import CODES, HALF
+from minimoe.bench.low_precision import FULL as FLOAT32
+from minimoe.experiments.distillation.experiment import SETUPS
+from minimoe.experiments.presets import PRESETS
+from minimoe.models.config import ModelConfig
 
 Build = Callable[[Case, torch.device], Built]
 
@@ -60,6 +62,7 @@ class Plan:
 
 
 FULL = Plan()
+
 QUICK = Plan(
     dim=256, expert_dim=64, tokens=128, matmul=768,
     token_sweep=(1, 16, 128, 1024), expert_sweep=(8, 32, 128), top_k_sweep=(1, 4, 16),

@@ -13,36 +13,19 @@ not built                    the technique is not in this project
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from matplotlib.figure import Figure
 
-from minimoe.data import Corpus
-from minimoe.results import Spread
+from minimoe.experiments.measurement import Job, Measured
+from minimoe.reporting.statistics import Spread, confidence, shown
 
 if TYPE_CHECKING:
-    from minimoe.claims.workshop import Workshop
+    from minimoe.experiments.context import RunContext
 
 HOLDS, FAILS, OPEN, NOT_BUILT = "holds here", "does not hold here", "not testable at this scale", "not built"
+
 Outcome = Literal["met", "broken", "open"]
-
-
-class Untestable(Exception):
-    """This machine cannot run the experiment; the message says why."""
-
-
-class Work(Protocol):
-    """Something trained that claims may share; equal work is done once."""
-
-    def seconds(self, device: str) -> float:
-        """About how long it takes."""
-        ...
-
-    def check(self, corpus: Corpus) -> None:
-        """Raise ValueError where the text is too little for it."""
-        ...
-
-    def __hash__(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -87,18 +70,6 @@ class Bound:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What an experiment found."""
-
-    values: dict[str, list[float]]
-    """figures by key, a value a seed: those that the bounds name, and others worth telling"""
-    detail: dict[str, Any] = field(default_factory=dict)
-    """plain data that the picture is drawn from"""
-    ran: str = ""
-    """what was run, with its sizes, in a sentence or two"""
-
-
-@dataclass(frozen=True)
 class Judgement:
     """A verdict, why, and each bound's outcome in the order of the bounds."""
 
@@ -115,10 +86,10 @@ class Claim:
     statement: str
     source: str
     bounds: tuple[Bound, ...] = ()
-    measure: "Callable[[Workshop], Measured] | None" = None
+    measure: "Callable[[RunContext], Measured] | None" = None
     draw: Callable[[Figure, dict[str, Any]], None] | None = None
     """of ``Measured.detail`` onto an empty figure"""
-    work: "Callable[[Workshop], Sequence[Work]] | None" = None
+    work: "Callable[[RunContext], Sequence[Job]] | None" = None
     """what it needs trained; what several claims need is trained once"""
     seconds: tuple[float, float] = (0.0, 0.0)
     """beside the trainings: quick and full, about, on two cores of 70 GFLOP/s each"""
@@ -145,25 +116,6 @@ class Claim:
         others = [o for o in outcomes if o != decisive]
         rest = f"; others: {_count(others)}" if others else ""
         return Judgement(verdict, "; ".join(says) + rest, outcomes)
-
-
-# Student's t that is exceeded with 5 % probability, by degrees of freedom from 1 on; 10 serve for more.
-T95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812)
-
-
-def confidence(n: int) -> float:
-    """How many standard deviations of n values their mean may be off, with 95 % confidence to one side."""
-    return T95[min(n - 1, len(T95)) - 1] / math.sqrt(n) if n > 1 else 0.0
-
-
-def shown(values: list[float], unit: str = "") -> str:
-    """ "0.516", or over seeds "2.29 ±0.02", with as many digits as the mean or its deviation deserves."""
-    spread = Spread.of(values)
-    if not spread.deviation:
-        large = 1e3 <= abs(spread.mean) < 1e12
-        return (f"{spread.mean:,.0f}" if large else f"{spread.mean:.3g}") + unit
-    digits = max(0, 1 - math.floor(math.log10(spread.deviation)))
-    return f"{spread.mean:.{digits}f} ±{spread.deviation:.{digits}f}{unit}"
 
 
 def _count(outcomes: list[Outcome]) -> str:

@@ -15,56 +15,62 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from minimoe import records
-from minimoe.claims.claim import OPEN, Claim, Judgement, Measured, Untestable, shown
-from minimoe.claims.workshop import Workshop
-from minimoe.results import Spread
-from minimoe.timing import peaks
+from minimoe.claims.claim import OPEN, Claim, Judgement
+from minimoe.experiments.context import RunContext
+from minimoe.experiments.measurement import Measured, Untestable
+from minimoe.reporting.statistics import Spread, shown
+from minimoe.tools.files import write_atomically
+from minimoe.tools.machine import describe_machine
+from minimoe.tools.timing import peaks
 
 Entry = dict[str, Any]
+
 REFERENCE = 140e9  # FLOP/s: of the two cores that the claims' own seconds are told of
 
 
-def predicted(claims: Sequence[Claim], workshop: Workshop) -> dict[str, float]:
+def predicted(claims: Sequence[Claim], context: RunContext) -> dict[str, float]:
     """About how many seconds each claim takes, in this order: what an earlier one has trained is free."""
-    slower = max(1.0, REFERENCE / peaks(workshop.device).flops["float32"])
+    slower = max(1.0, REFERENCE / peaks(context.device).flops["float32"])
     done: set[Any] = set()
     found = {}
     for claim in claims:
-        work = set(claim.work(workshop)) if claim.work is not None else set()
-        training = sum(each.seconds(workshop.device) for each in work - done)
+        work = set(claim.work(context)) if claim.work is not None else set()
+        training = sum(each.seconds(context.device) for each in work - done)
         done |= work
-        found[claim.id] = training + slower * claim.seconds[0 if workshop.quick else 1]
+        found[claim.id] = training + slower * claim.seconds[0 if context.quick else 1]
     return found
 
 
 def run(
-    claims: Sequence[Claim], workshop: Workshop, about: Callable[[Claim], None], told: Callable[[Entry], None]
+    claims: Sequence[Claim],
+    context: RunContext,
+    about: Callable[[Claim], None],
+    on_progress: Callable[[Entry], None],
 ) -> list[Entry]:
     """Try each claim, or read what was found before; ``about`` hears of it before, ``told`` after."""
     entries = []
     for claim in claims:
-        path = workshop.folder / "entries" / f"{claim.id}.json"
+        path = context.folder / "entries" / f"{claim.id}.json"
         about(claim)
         if path.exists():
             found = json.loads(path.read_text())
         else:
-            found = entry(claim, workshop)
+            found = entry(claim, context)
             path.parent.mkdir(parents=True, exist_ok=True)
-            records.write_atomically(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-        draw(claim, found, workshop.folder)
+            write_atomically(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        draw(claim, found, context.folder)
         entries.append(found)
-        told(found)
+        on_progress(found)
     return entries
 
 
-def entry(claim: Claim, workshop: Workshop) -> Entry:
+def entry(claim: Claim, context: RunContext) -> Entry:
     """Measure and judge, as plain data."""
     begin = time.perf_counter()
     measured = Measured({})
     try:
         if claim.measure is not None:
-            measured = claim.measure(workshop)
+            measured = claim.measure(context)
         judgement = claim.judge(measured.values)
     except Untestable as why:
         judgement = Judgement(OPEN, str(why), [])
@@ -82,8 +88,8 @@ def entry(claim: Claim, workshop: Workshop) -> Entry:
         **judged(claim, judgement),
         "seeds": max(map(len, measured.values.values()), default=1) if claim.learns else 1,
         "seconds": time.perf_counter() - begin,
-        "size": "quick" if workshop.quick else "full",
-        "machine": records.machine(workshop.device),
+        "size": "quick" if context.quick else "full",
+        "machine": describe_machine(context.device),
         "detail": measured.detail,
     }
 

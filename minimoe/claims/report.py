@@ -9,6 +9,7 @@ from rich.table import Table
 from minimoe.claims.claim import FAILS, HOLDS, NOT_BUILT, OPEN
 
 PLURAL = {HOLDS: "hold here", FAILS: "do not hold here", OPEN: OPEN, NOT_BUILT: NOT_BUILT}
+
 STYLES = {HOLDS: "green", FAILS: "red", OPEN: "yellow", NOT_BUILT: "dim"}
 
 

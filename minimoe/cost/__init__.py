@@ -3,32 +3,52 @@ hours, dollars. ``of`` makes an ``Architecture`` of a ``ModelConfig``; ``PUBLISH
 """
 
 from minimoe.cost.activations import STORED, Activations, Stored, activations
-from minimoe.cost.architecture import Architecture, LatentAttention, of
-from minimoe.cost.bill import ACCELERATORS, Accelerator, Bill, PublishedRun, bill, utilisation
-from minimoe.cost.bytes import KEEPING, Bytes, Keeping, cached_numbers, kept
-from minimoe.cost.counting import Parameters, count, forward_flops, training_flops
-from minimoe.cost.ours import dense_width, flops_per_token, parameters
+from minimoe.cost.architecture import Architecture, LatentAttention, from_config
+from minimoe.cost.communication import (
+    AllToAllCost,
+    Traffic,
+    all_to_all,
+    passed_on,
+    processes_visited,
+    traffic,
+)
+from minimoe.cost.memory import (
+    STORAGE_PRECISIONS,
+    MemoryFootprint,
+    StoragePrecision,
+    cached_numbers,
+    memory_footprint,
+)
+from minimoe.cost.parameters import (
+    Parameters,
+    count,
+    dense_width,
+    flops_per_token,
+    forward_flops,
+    parameters,
+    training_flops,
+)
 from minimoe.cost.published import PUBLISHED, PUBLISHED_RUNS
 from minimoe.cost.roofline import Part, roofline
-from minimoe.cost.travel import AllToAll, Traffic, all_to_all, passed_on, processes_visited, traffic
+from minimoe.cost.training_run import ACCELERATORS, Accelerator, Bill, PublishedRun, bill, utilisation
 
 __all__ = [
     "ACCELERATORS",
-    "KEEPING",
     "PUBLISHED",
     "PUBLISHED_RUNS",
+    "STORAGE_PRECISIONS",
     "STORED",
     "Accelerator",
     "Activations",
-    "AllToAll",
+    "AllToAllCost",
     "Architecture",
     "Bill",
-    "Bytes",
-    "Keeping",
     "LatentAttention",
+    "MemoryFootprint",
     "Parameters",
     "Part",
     "PublishedRun",
+    "StoragePrecision",
     "Stored",
     "Traffic",
     "activations",
@@ -39,8 +59,8 @@ __all__ = [
     "dense_width",
     "flops_per_token",
     "forward_flops",
-    "kept",
-    "of",
+    "from_config",
+    "memory_footprint",
     "parameters",
     "passed_on",
     "processes_visited",

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from minimoe.cost.architecture import Architecture
-from minimoe.cost.counting import attention_widths
-from minimoe.moe.loop import BLOCK
+from minimoe.cost.parameters import attention_widths
+from minimoe.moe.dispatch.loop import BLOCK
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Stored:
 
 
 SCALE = 4 / 128
+
 STORED: dict[str, Stored] = {
     "float32": Stored(4, 4, 4, 4),
     "bf16": Stored(2, 2, 2, 2),

@@ -10,7 +10,7 @@ Dimensions: D model width, V vocabulary, C width of a head, E experts, K experts
 from dataclasses import dataclass
 from typing import Literal
 
-from minimoe.model import ModelConfig
+from minimoe.models.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Architecture:
         return self.n_layers - self.first_dense if self.n_experts else 0
 
 
-def of(config: ModelConfig) -> Architecture:
+def from_config(config: ModelConfig) -> Architecture:
     """This project's models."""
     return Architecture(
         name="minimoe",

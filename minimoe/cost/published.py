@@ -5,7 +5,7 @@ checkpoint.
 """
 
 from minimoe.cost.architecture import Architecture, LatentAttention
-from minimoe.cost.bill import PublishedRun
+from minimoe.cost.training_run import PublishedRun
 
 _ALL = (
     Architecture(

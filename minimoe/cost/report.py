@@ -4,11 +4,13 @@ from typing import Any
 
 from rich.console import Console
 
-from minimoe.cost.figures import TOKENS
-from minimoe.report import si, table
+from minimoe.cost.estimate import TOKENS
+from minimoe.reporting.tables import si, table
 
 Cost = dict[str, Any]
+
 Rows = list[tuple[str, list[str]]]
+
 NAMES = {
     "projections": "attention's projections",
     "scores": "attention itself",

@@ -16,10 +16,10 @@ from typing import Literal
 
 from minimoe.cost.activations import STORED
 from minimoe.cost.architecture import Architecture
-from minimoe.cost.bill import Accelerator
-from minimoe.cost.bytes import KEEPING, cached_numbers
-from minimoe.cost.counting import attention, attention_widths, network, scored_numbers
-from minimoe.timing import Peaks
+from minimoe.cost.memory import STORAGE_PRECISIONS, cached_numbers
+from minimoe.cost.parameters import attention, attention_widths, network, scored_numbers
+from minimoe.cost.training_run import Accelerator
+from minimoe.tools.timing import Peaks
 
 DTYPES = {"float32": "float32", "bf16": "bfloat16", "deepseek-v3": "fp8"}
 
@@ -64,8 +64,8 @@ def roofline(
     Raises:
         ValueError: an unknown way to keep numbers, or no token.
     """
-    if keeping not in KEEPING:
-        raise ValueError(f"keeping must be one of {', '.join(KEEPING)}, not {keeping!r}")
+    if keeping not in STORAGE_PRECISIONS:
+        raise ValueError(f"keeping must be one of {', '.join(STORAGE_PRECISIONS)}, not {keeping!r}")
     if tokens < 1:
         raise ValueError(f"tokens ({tokens}) must be at least 1")
     peaks = machine if isinstance(machine, Peaks) else peaks_of(machine)
@@ -107,7 +107,7 @@ Row = tuple[str, int, float, float]
 
 def _parts(a: Architecture, tokens: int, keeping: str, context: int) -> Iterator[Row]:
     """Name, layers that have it, operations and bytes of the forward pass."""
-    other, number = KEEPING[keeping].other, STORED[keeping].plain
+    other, number = STORAGE_PRECISIONS[keeping].other, STORED[keeping].plain
     queries, keys, values, out = attention_widths(a)
     dense, seen = a.n_layers - a.n_mixtures, (context + 1) / 2
     through = 2 * a.dim + queries + keys + values + out
@@ -124,7 +124,12 @@ def _parts(a: Architecture, tokens: int, keeping: str, context: int) -> Iterator
     if a.n_mixtures:
         one, rows = network(a, a.expert_dim), tokens * a.top_k
         flops, moved = _linear(keeping, one, rows, _through(a, a.expert_dim))
-        yield "routed", a.n_mixtures, flops, moved + (visited(a, tokens) - 1) * one * KEEPING[keeping].linear
+        yield (
+            "routed",
+            a.n_mixtures,
+            flops,
+            moved + (visited(a, tokens) - 1) * one * STORAGE_PRECISIONS[keeping].linear,
+        )
     if dense:
         yield "dense", dense, *_linear(keeping, network(a, a.hidden_dim), tokens, _through(a, a.hidden_dim))
     yield "embedding", 1, 0.0, (other + number) * tokens * a.dim  # rows looked up, and written
@@ -135,7 +140,7 @@ def _parts(a: Architecture, tokens: int, keeping: str, context: int) -> Iterator
 def _linear(keeping: str, weights: int, rows: int, through: int) -> tuple[float, float]:
     """Operations of weights that ``rows`` tokens go through, and bytes, with ``through`` numbers in and out a
     token."""
-    moved = KEEPING[keeping].linear * weights + STORED[keeping].plain * rows * through
+    moved = STORAGE_PRECISIONS[keeping].linear * weights + STORED[keeping].plain * rows * through
     return 2.0 * weights * rows, moved
 
 

@@ -1,12 +1,12 @@
 """Distillation: the small learn from the big."""
 
-from minimoe.distill.chunked import chunked_kd_loss
-from minimoe.distill.lesson import Lesson
+from minimoe.distill.chunked_loss import chunked_kd_loss
+from minimoe.distill.config import DistillConfig
 from minimoe.distill.losses import divergence, kd_loss
-from minimoe.distill.sparse import TopK, sparse_divergence, sparse_kd_loss, top_k
-from minimoe.distill.training import Student, distill
+from minimoe.distill.topk_loss import TopK, sparse_divergence, sparse_kd_loss, top_k
+from minimoe.distill.trainer import DistillationTrainer, distill
 
 __all__ = [
-    "Lesson", "Student", "TopK", "chunked_kd_loss", "distill", "divergence", "kd_loss", "sparse_divergence",
+    "DistillConfig", "DistillationTrainer", "TopK", "chunked_kd_loss", "distill", "divergence", "kd_loss", "sparse_divergence",
     "sparse_kd_loss", "top_k",
 ]  # fmt: skip

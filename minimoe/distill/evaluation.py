@@ -9,19 +9,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minimoe.data import Corpus
+from minimoe.data.corpus import Corpus
 from minimoe.distill.losses import divergence
-from minimoe.distill.writing import draw_prompts
-from minimoe.generation import generate
-from minimoe.model import GPT
-from minimoe.results import ALL
-from minimoe.timing import interleaved_seconds
-from minimoe.train_config import TrainConfig
-from minimoe.trainer import cross_entropy
+from minimoe.distill.teacher_text import draw_prompts
+from minimoe.experiments.curves import ALL
+from minimoe.models.generation import generate
+from minimoe.models.gpt import GPT
+from minimoe.tools.timing import interleaved_seconds
+from minimoe.training.config import TrainConfig
+from minimoe.training.trainer import cross_entropy
 
 
 @dataclass(frozen=True)
-class Likeness:
+class StudentMetrics:
     """Over the validation text, by domain and ("all") their mean."""
 
     bits: dict[str, float]  # the student's, a byte
@@ -31,7 +31,7 @@ class Likeness:
 
 
 @torch.no_grad()
-def likeness(student: GPT, teacher: GPT, corpus: Corpus, config: TrainConfig) -> Likeness:
+def student_metrics(student: GPT, teacher: GPT, corpus: Corpus, config: TrainConfig) -> StudentMetrics:
     """Compare two models on the windows that the training loop evaluates on. Their modes become eval."""
     device = student.embedding.weight.device
     student.eval()
@@ -50,7 +50,7 @@ def likeness(student: GPT, teacher: GPT, corpus: Corpus, config: TrainConfig) ->
         share = len(batch.domains_B) / config.eval_sequences
         domain = int(batch.domains_B[0])  # a batch is of one domain
         totals[:, domain] += share * torch.tensor([figure.item() for figure in figures])
-    return Likeness(*(_with_mean(corpus, values) for values in totals))
+    return StudentMetrics(*(_with_mean(corpus, values) for values in totals))
 
 
 def _with_mean(corpus: Corpus, values: Tensor) -> dict[str, float]:

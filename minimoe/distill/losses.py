@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 Kind = Literal["forward", "reverse", "jsd", "skew", "tv"]
+
 Reduction = Literal["mean", "sum", "none"]
 
 

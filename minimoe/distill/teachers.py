@@ -1,7 +1,7 @@
 """What can be seen of a teacher: all its logits, its likeliest tokens, or only the text that it writes.
 
 A teacher may be dense, a mixture or in 8 bits; it is a ``GPT`` here. ``look`` answers for the batch of a
-step, so that an answer may be computed now (``AllLogits``, ``LikeliestTokens``) or have been stored before
+step, so that an answer may be computed now (``LogitTeacher``, ``TopKTeacher``) or have been stored before
 (``cache.CachedTopK``). A teacher of which only text can be had is not looked at: see ``writing``.
 
 Dimensions: B batch, L sequence length, V vocabulary, K teacher entries a token.
@@ -13,23 +13,24 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from minimoe.distill.sparse import TopK, top_k
-from minimoe.model import GPT
+from minimoe.distill.topk_loss import TopK, top_k
+from minimoe.models.gpt import GPT
 from minimoe.precision.linear import quantize_weights_
 
-Sight: TypeAlias = Tensor | TopK
+TeacherOutput: TypeAlias = Tensor | TopK
+
 """logits (B, L, V), or the K likeliest tokens of each place."""
 
 
 class Teacher(Protocol):
     """Says what it thinks of a student's text."""
 
-    def look(self, tokens_BL: Tensor, step: int, micro: int) -> Sight:
+    def predict(self, tokens_BL: Tensor, step: int, micro: int) -> TeacherOutput:
         """What follows each token, as the teacher thinks. ``step`` and ``micro`` say which batch it is."""
         ...
 
 
-class AllLogits:
+class LogitTeacher:
     """A model at hand. It is put into eval mode, and stays there.
 
     It remembers its last answer, so that students who read the same batch in turn share one look.
@@ -40,7 +41,7 @@ class AllLogits:
         self.last: tuple[Tensor, Tensor] | None = None
 
     @torch.no_grad()
-    def look(self, tokens_BL: Tensor, step: int = 0, micro: int = 0) -> Tensor:
+    def predict(self, tokens_BL: Tensor, step: int = 0, micro: int = 0) -> Tensor:
         """(B, L, V) logits."""
         if self.last is None or not torch.equal(self.last[0], tokens_BL):
             with torch.autocast(tokens_BL.device.type, enabled=False):
@@ -48,20 +49,20 @@ class AllLogits:
         return self.last[1]
 
 
-class LikeliestTokens:
+class TopKTeacher:
     """Of a teacher's answer the ``k`` likeliest tokens alone, as an interface may show them.
 
     Args:
         temperature: of the probabilities; the student's loss must have the same.
     """
 
-    def __init__(self, teacher: AllLogits, k: int, temperature: float = 1.0) -> None:
+    def __init__(self, teacher: LogitTeacher, k: int, temperature: float = 1.0) -> None:
         self.teacher, self.k, self.temperature = teacher, k, temperature
         self.model = teacher.model
 
-    def look(self, tokens_BL: Tensor, step: int = 0, micro: int = 0) -> TopK:
+    def predict(self, tokens_BL: Tensor, step: int = 0, micro: int = 0) -> TopK:
         """K log-probabilities and their tokens, (B, L, K) each."""
-        return top_k(self.teacher.look(tokens_BL, step, micro), self.k, temperature=self.temperature)
+        return top_k(self.teacher.predict(tokens_BL, step, micro), self.k, temperature=self.temperature)
 
 
 def in_8_bits(model: GPT, recipe: str = "deepseek-v3") -> GPT:

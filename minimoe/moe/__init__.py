@@ -9,7 +9,12 @@ all experts at work, ``layer`` puts them together, ``presets`` are the layers of
 evens what they have to do. Nothing in here knows of data, loops or files.
 """
 
-from minimoe.moe.balance import (
+from minimoe.moe.eplb import Placement, rebalance_experts
+from minimoe.moe.expert_parallel.comm_meter import Meter
+from minimoe.moe.experts import Experts
+from minimoe.moe.feed_forward import SwiGLU
+from minimoe.moe.layer import MoE
+from minimoe.moe.load_balancing import (
     count_by,
     max_violation,
     router_z_loss,
@@ -19,14 +24,10 @@ from minimoe.moe.balance import (
     top_tokens,
     update_bias_,
 )
-from minimoe.moe.experts import Experts
-from minimoe.moe.layer import MoE, SwiGLU
-from minimoe.moe.parallel import expert_parallel_
-from minimoe.moe.placement import Placement, place
+from minimoe.moe.parallelize import expert_parallel_
 from minimoe.moe.presets import PRESETS, moe_from_config, preset
-from minimoe.moe.routing import Router, Routing, expert_choice, route
+from minimoe.moe.router import Router, Routing, expert_choice, route
 from minimoe.moe.upcycling import upcycle
-from minimoe.moe.wire import Meter
 
 __all__ = [
     "PRESETS",
@@ -42,8 +43,8 @@ __all__ = [
     "expert_parallel_",
     "max_violation",
     "moe_from_config",
-    "place",
     "preset",
+    "rebalance_experts",
     "route",
     "router_z_loss",
     "sequence_loss",

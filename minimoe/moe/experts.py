@@ -22,15 +22,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimoe.moe.capacity import capacity_experts
-from minimoe.moe.grouped import grouped_experts, obstacle
-from minimoe.moe.loop import loop_experts
-from minimoe.moe.quantized import quantized_experts
-from minimoe.moe.routing import Routing
+from minimoe.moe.dispatch.capacity import capacity_experts
+from minimoe.moe.dispatch.grouped import grouped_experts, unsupported_reason
+from minimoe.moe.dispatch.loop import loop_experts
+from minimoe.moe.dispatch.quantized import quantized_experts
+from minimoe.moe.router import Routing
 from minimoe.precision.linear import held, hold_codes_
 from minimoe.precision.recipe import Recipe
 
 Dispatch = Literal["auto", "grouped", "loop", "capacity", "reference"]
+
 DISPATCHES: tuple[str, ...] = ("auto", "grouped", "loop", "capacity", "reference")
 
 
@@ -76,7 +77,7 @@ class Experts(nn.Module):
             return capacity_experts(x_TD, gate_up, down, weights_TK, ids_TK, capacity)
         if dispatch == "auto":
             dispatch = _fastest(x_TD, weights_TK.shape[1], down.shape[2])
-        elif dispatch == "grouped" and (problem := _obstacle(x_TD, down.shape[2])):
+        elif dispatch == "grouped" and (problem := _unsupported_reason(x_TD, down.shape[2])):
             raise ValueError(f"dispatch 'grouped' cannot run here: {problem}; use 'loop' or 'auto'")
         experts = grouped_experts if dispatch == "grouped" else loop_experts
         return experts(x_TD, gate_up, down, weights_TK, ids_TK)
@@ -94,17 +95,17 @@ class Experts(nn.Module):
             hold_codes_(self, "down_proj", self.recipe.weight)
 
 
-def _obstacle(x_TD: Tensor, expert_dim: int) -> str | None:
+def _unsupported_reason(x_TD: Tensor, expert_dim: int) -> str | None:
     """Why ``grouped`` cannot run."""
-    return obstacle(x_TD, dim=x_TD.shape[1], expert_dim=expert_dim)
+    return unsupported_reason(x_TD, dim=x_TD.shape[1], expert_dim=expert_dim)
 
 
 def _fastest(x_TD: Tensor, top_k: int, expert_dim: int) -> Literal["grouped", "loop"]:
-    """The rule that ``benchmarks/crossover.py`` and its record (docs/crossover-cpu.json) led to.
+    """The rule that ``benchmarks/crossover.py`` and its record (docs/results/crossover-cpu.json) led to.
 
     On a CPU the loop wins with few tokens and wide experts, where reading weights is all; with one thread in
     float32; and where the (R, D) rows that ``grouped`` makes exceed the 32 MB up to which glibc uses freed
-    memory again. Elsewhere the two are so close that a rough rule will do (a test holds it to the record).
+    memory again. PeerFailure the two are so close that a rough rule will do (a test holds it to the record).
     """
     if x_TD.device.type == "cpu" and not torch.compiler.is_compiling():  # a trace cannot ask for the threads
         n_tokens, dim = x_TD.shape
@@ -113,7 +114,7 @@ def _fastest(x_TD: Tensor, top_k: int, expert_dim: int) -> Literal["grouped", "l
         large = n_tokens * top_k * dim * x_TD.itemsize > 1 << 25
         if few or large or (full and torch.get_num_threads() == 1):
             return "loop"
-    return "loop" if _obstacle(x_TD, expert_dim) else "grouped"
+    return "loop" if _unsupported_reason(x_TD, expert_dim) else "grouped"
 
 
 def _expert(x_D: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:

@@ -9,33 +9,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimoe.moe.capacity import places
+from minimoe.moe.dispatch.capacity import places
 from minimoe.moe.experts import DISPATCHES, Dispatch, Experts
-from minimoe.moe.routing import Choice, Router, Routing, Score
-from minimoe.precision.linear import linear
+from minimoe.moe.feed_forward import SwiGLU
+from minimoe.moe.router import Choice, Router, Routing, Score
 from minimoe.precision.recipe import Recipe, as_recipe
 
 if TYPE_CHECKING:
-    from minimoe.moe.parallel import ExpertParallel
-
-
-class SwiGLU(nn.Module):
-    """down( silu(gate x) * up x ), without biases (Shazeer, arXiv 2002.05202). x (..., D) -> (..., D)."""
-
-    def __init__(self, dim: int, hidden_dim: int, recipe: Recipe | str | None = None) -> None:
-        super().__init__()
-        recipe = None if recipe is None else as_recipe(recipe)
-        self.gate_proj = linear(dim, hidden_dim, recipe)
-        self.up_proj = linear(dim, hidden_dim, recipe)
-        self.down_proj = linear(hidden_dim, dim, recipe)
-        for layer in (self.gate_proj, self.up_proj, self.down_proj):
-            nn.init.normal_(layer.weight, std=0.02)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+    from minimoe.moe.expert_parallel.dispatcher import ExpertParallel
 
 
 class MoE(nn.Module):

@@ -21,7 +21,8 @@ from einops import rearrange
 from torch import Tensor
 
 from minimoe.moe.experts import Dispatch
-from minimoe.moe.layer import MoE, SwiGLU
+from minimoe.moe.feed_forward import SwiGLU
+from minimoe.moe.layer import MoE
 
 
 @torch.no_grad()

@@ -8,10 +8,10 @@ numbers so that they fit, ``accumulate`` keeps sums, ``matmul`` and ``grouped`` 
 Nothing in here knows of data, loops or files.
 """
 
-from minimoe.precision.accumulate import Accumulator
-from minimoe.precision.bounds import bound
-from minimoe.precision.decode import decode, encode
-from minimoe.precision.error import decompose, measure_error
+from minimoe.precision.accumulator import Accumulator
+from minimoe.precision.analysis.bounds import bound
+from minimoe.precision.analysis.error import decompose, measure_error
+from minimoe.precision.codec import decode, encode
 from minimoe.precision.formats import (
     BF16,
     E2M1,
@@ -30,7 +30,7 @@ from minimoe.precision.formats import (
     Format,
     as_format,
 )
-from minimoe.precision.grouped import grouped_matmul
+from minimoe.precision.grouped_matmul import grouped_matmul
 from minimoe.precision.linear import Linear, quantize_weights_
 from minimoe.precision.matmul import matmul
 from minimoe.precision.quantize import Quantized, fake_quantize, quantize

@@ -159,23 +159,36 @@ def _values(fmt: Format) -> Tensor:
 
 
 E4M3 = Format("E4M3", 4, 3, "fn")
+
 E5M2 = Format("E5M2", 5, 2)
+
 E4M3FNUZ = Format("E4M3FNUZ", 4, 3, "fnuz")
+
 E5M2FNUZ = Format("E5M2FNUZ", 5, 2, "fnuz")
+
 E8M0 = Format("E8M0", 8, 0, "scale")
+
 BF16 = Format("BF16", 8, 7)
+
 FP16 = Format("FP16", 5, 10)
+
 TF32 = Format("TF32", 8, 10)
+
 FP32 = Format("FP32", 8, 23)
+
 E3M2 = Format("E3M2", 3, 2, "finite")
+
 E2M3 = Format("E2M3", 2, 3, "finite")
+
 E2M1 = Format("E2M1", 2, 1, "finite")
+
 INT8 = Format("INT8", 0, 7, "finite")
 
 FORMATS: dict[str, Format] = {
     fmt.name: fmt
     for fmt in (E4M3, E5M2, E4M3FNUZ, E5M2FNUZ, E8M0, BF16, FP16, TF32, FP32, E3M2, E2M3, E2M1, INT8)
 }
+
 """The named formats. E3M2 and E2M3 are the two FP6, E2M1 is FP4."""
 
 _DTYPES = {

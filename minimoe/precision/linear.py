@@ -11,6 +11,7 @@ from minimoe.precision.quantize import Quantized
 from minimoe.precision.recipe import Cast, Recipe, as_recipe
 
 SCALE = "_scale_inv"
+
 """Added to a weight's name for its scales, as in DeepSeek's checkpoints (whose "inverse" is what codes are
 multiplied with)."""
 

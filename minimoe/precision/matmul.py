@@ -12,13 +12,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from minimoe.precision.accumulate import Accumulator
-from minimoe.precision.decode import decode
+from minimoe.precision.accumulator import Accumulator
+from minimoe.precision.codec import decode
 from minimoe.precision.formats import BF16, FP32, Format
-from minimoe.precision.hardware import hardware_multiply, obstacle
 from minimoe.precision.quantize import Quantized, spread
 from minimoe.precision.recipe import Backend, Cast, Recipe, as_recipe
 from minimoe.precision.rounding import round_to
+from minimoe.precision.scaled_mm import hardware_multiply, unsupported_reason
 
 
 def matmul(a_MK: Tensor, b_KN: Tensor | Quantized, recipe: Recipe | str) -> Tensor:
@@ -71,7 +71,7 @@ def multiply(
     """One product (M, N), float32: operands cast as told, sums and result as the recipe says."""
     backend = choose_backend(a_MK, b_KN, cast_a, cast_b, recipe)
     if backend == "hardware":
-        if problem := obstacle(a_MK, b_KN, cast_a, cast_b):
+        if problem := unsupported_reason(a_MK, b_KN, cast_a, cast_b):
             raise ValueError(f"backend 'hardware' cannot do this: {problem}; use 'auto' or 'fold'")
         y_MN = hardware_multiply(a_MK, b_KN, cast_a, cast_b)  # type: ignore[arg-type]
     elif backend == "blocks":
@@ -114,7 +114,7 @@ def choose_backend(
     if recipe.accumulator != Accumulator.fp32():
         return "blocks"
     # A GPU's own sums are not kept in float32 throughout; but they are what the recipe is meant to run on.
-    if a_MK.device.type == "cuda" and obstacle(a_MK, b_KN, cast_a, cast_b) is None:
+    if a_MK.device.type == "cuda" and unsupported_reason(a_MK, b_KN, cast_a, cast_b) is None:
         return "hardware"
     return "bf16" if recipe.output == BF16 and exact and multiplies_bf16_fast(a_MK.device) else "fold"
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minimoe.precision.blocks import Block, check_block, fill
-from minimoe.precision.decode import decode
+from minimoe.precision.blockwise import Block, check_block, fill
+from minimoe.precision.codec import decode
 from minimoe.precision.formats import Format, as_format
 from minimoe.precision.scales import Scale, check_scale, is_power_of_two
 

@@ -16,8 +16,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from minimoe.precision.accumulate import Accumulator
-from minimoe.precision.blocks import Block, check_block
+from minimoe.precision.accumulator import Accumulator
+from minimoe.precision.blockwise import Block, check_block
 from minimoe.precision.formats import BF16, E4M3, E5M2, Format
 from minimoe.precision.quantize import Quantized, fake_quantize, quantize
 from minimoe.precision.scales import Scale, check_scale, is_power_of_two
@@ -113,6 +113,7 @@ class Recipe:
 TILE, BLOCK = (1, 128), (128, 128)
 
 DEEPSEEK_V3 = Recipe("deepseek-v3", Cast(E4M3, TILE), Cast(E4M3, BLOCK), Cast(E4M3, TILE))
+
 """V3, section 3.3: E4M3 everywhere, 1×128 tiles of activations and gradients, 128×128 blocks of weights."""
 
 DEEPSEEK_V3_POW2 = Recipe(
@@ -122,24 +123,33 @@ DEEPSEEK_V3_POW2 = Recipe(
     Cast(E4M3, TILE, "pow2"),
     output=BF16,
 )
+
 """The same with scales that are powers of two, as in DeepSeek-V3.1, and results in bf16, as V3's are."""
 
 TENSORWISE = Recipe("tensorwise", Cast(E4M3), Cast(E4M3), Cast(E5M2))
+
 """One scale a tensor; E4M3 forward, E5M2 for gradients (Micikevicius et al., arXiv 2209.05433)."""
 
 _ROW = Cast(E4M3, (1, None))
+
 ROWWISE = Recipe("rowwise", _ROW, _ROW, _ROW)
+
 """One scale for each row of x and each column of W: for each vector that is contracted."""
 
 _MX = Cast(E4M3, (1, 32), "ocp")
+
 MXFP8 = Recipe("mxfp8", _MX, _MX, _MX)
+
 """OCP MX 1.0: blocks of 32 along the contracted axis, scales E8M0 by the standard's rule."""
 
 _UNSCALED = Cast(E4M3, None, "none")
+
 NAIVE = Recipe("naive", _UNSCALED, _UNSCALED, _UNSCALED)
+
 """The bad example: E4M3 without any scale."""
 
 FULL = Recipe("full")
+
 """Nothing quantised."""
 
 RECIPES: dict[str, Recipe] = {

@@ -13,10 +13,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from minimoe.precision.counter_rng import draw_key, uniform_at
 from minimoe.precision.formats import Format, as_format
-from minimoe.precision.noise import draw_key, uniform_at
 
 Rounding = Literal["nearest", "zero", "stochastic"]
+
 Overflow = Literal["saturate", "inf", "nan"]
 
 # exponent field's mask and width of the mantissa field, in the integer of the same width

@@ -21,8 +21,11 @@ from minimoe.precision.formats import Format
 Scale = Literal["fp32", "pow2", "ocp", "pow2_nearest", "pow2_down", "none"]
 
 _EXPONENT = 0x7F800000  # the bits of a float32's exponent
+
 _MANTISSA = 0x007FFFFF
+
 _SMALLEST = 2.0**-126
+
 _SQRT_HALF = 0x3504F3  # the mantissa of sqrt(2): from there on the next power of two is nearer
 
 

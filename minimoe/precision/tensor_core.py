@@ -30,9 +30,13 @@ from torch import Tensor
 from minimoe.precision.formats import Format
 
 AT_ONCE = 32  # products in one step
+
 MOST_FRACTION_BITS = 40
+
 TILE = 256  # rows and columns of the result that are worked on together
+
 COMPILE_FROM = TILE * TILE // 4  # outputs; a smaller result is quicker eager than filled up to a tile
+
 _TERMS = 1 << 17  # products that eager spells out at a time: three passes over 512 KB stay in the cache
 
 # integer of the same width, mask of the exponent, mantissa bits, bias

@@ -1,0 +1,84 @@
+"""Every claim by its id, in the order in which the ledger tells them."""
+
+from minimoe.claims.claim import Claim
+from minimoe.experiments import expert_parallel as travel
+from minimoe.experiments import fp8_training as eight_bits
+from minimoe.experiments import load_balance as mixtures
+from minimoe.experiments import specialization as specialists
+from minimoe.experiments.distillation import measure as students
+from minimoe.experiments.model_cost import bill, counts
+from minimoe.experiments.moe_vs_dense import measure as efficiency
+from minimoe.experiments.precision import accumulation as sums
+from minimoe.experiments.precision import number_formats as numbers
+from minimoe.experiments.precision import outliers
+
+UNBUILT = (
+    Claim(
+        "reinforcement",
+        "Reinforcement learning turns a plain language model into a reasoning one, more easily than thought.",
+        "DeepSeek-R1, arXiv 2501.12948v1; New York Times, 2025-01-28",
+        not_built="reinforcement learning (GRPO on a task with a verifiable answer) is not in this project",
+    ),
+    Claim(
+        "distil-beats-rl",
+        "For small models distilling beats reinforcement learning.",
+        "DeepSeek-R1, arXiv 2501.12948v1, table 6",
+        not_built="reinforcement learning is not in this project, so there is nothing to compare with",
+    ),
+    Claim(
+        "failed-roads",
+        "Some roads failed, as Monte Carlo tree search.",
+        "DeepSeek-R1, arXiv 2501.12948v1, section 4.2",
+        not_built="the authors' own negative result, cited; tree search is not in this project",
+    ),
+)
+
+_TOLD = (
+    "half-the-space",
+    "pi",
+    "less-accurate",
+    "wide-answer",
+    "promotion",
+    "accurate-enough",
+    "outliers",
+    "much-more-efficient",
+    "specialists",
+    "generalist",
+    "struggled",
+    "moving-data",
+    "small-from-big",
+    "copying-is-easy",
+    "reinforcement",
+    "distil-beats-rl",
+    "the-bill",
+    "fits-in-memory",
+    "mixtral",
+    "failed-roads",
+)
+
+_FOUND = {
+    claim.id: claim
+    for part in (
+        numbers,
+        sums,
+        eight_bits,
+        outliers,
+        efficiency,
+        specialists,
+        mixtures,
+        travel,
+        students,
+        bill,
+        counts,
+    )
+    for claim in part.CLAIMS
+} | {claim.id: claim for claim in UNBUILT}
+
+CLAIMS: dict[str, Claim] = {id: _FOUND[id] for id in _TOLD}
+
+
+def choose(ids: list[str]) -> list[Claim]:
+    """The claims asked for, all if none is, in their order. Raises ValueError for an id that is not there."""
+    if unknown := [id for id in ids if id not in CLAIMS]:
+        raise ValueError(f"there is no claim {unknown[0]!r}; choose among {', '.join(CLAIMS)}")
+    return [claim for id, claim in CLAIMS.items() if not ids or id in ids]

@@ -1,0 +1,5 @@
+"""The text that models are trained on."""
+
+from minimoe.data.corpus import Batch, Corpus, check_data, load_corpus
+
+__all__ = ["Batch", "Corpus", "check_data", "load_corpus"]

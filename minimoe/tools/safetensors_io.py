@@ -1,0 +1,101 @@
+"""Tensors by name, from one safetensors file or from many with an index; only what is asked for is read.
+
+DeepSeek-V3's own files are in FP8 with one float32 factor for each 128 x 128 block of a weight,
+``weight_scale_inv`` (a factor, whatever the name); reading multiplies it in.
+
+Dimensions: O and I, the widths out of and into a matrix.
+"""
+
+import json
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+BLOCK = 128
+
+SCALE = "_scale_inv"
+
+
+class TensorFiles(ExitStack):
+    """The tensors of a file or folder by name; files are opened when needed and closed on leaving."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._open: dict[Path, Any] = {}
+        index, single = path / "model.safetensors.index.json", path / "model.safetensors"
+        if index.exists():
+            try:
+                shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            except (OSError, KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{index} cannot be read ({error!r}); download it again") from error
+            self.files = {name: path / shard for name, shard in shards.items()}
+        elif path.is_file() or single.exists():
+            file = path if path.is_file() else single
+            self.files = dict.fromkeys(self._file(file).keys(), file)
+        else:
+            raise ValueError(
+                f"{path} is neither a safetensors file nor a folder with {single.name} or {index.name}; "
+                "download one (older formats, of pickled tensors, are not read)"
+            )
+
+    def _file(self, file: Path) -> Any:
+        if file not in self._open:
+            try:
+                self._open[file] = self.enter_context(safe_open(file, framework="pt"))
+            except (OSError, SafetensorError) as error:
+                raise ValueError(f"{file} cannot be read ({error}); download it again") from error
+        return self._open[file]
+
+    def _slice(self, name: str) -> Any:
+        """The tensor's place in its file; nothing is read yet."""
+        file = self.files[name]
+        try:
+            return self._file(file).get_slice(name)
+        except SafetensorError as error:
+            raise ValueError(f"{file} lacks {name}, which its index promises; download both again") from error
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The tensor's; and its factors' is looked at, where it is quantised."""
+        shape, scale = tuple(self._slice(name).get_shape()), name + SCALE
+        if scale in self.files:
+            found, wanted = self.shape(scale), (*shape[:-2], *(-(-size // BLOCK) for size in shape[-2:]))
+            if found != wanted:
+                raise ValueError(
+                    f"{scale} is {found}; for {shape} it must be {wanted}, one factor for each block of "
+                    f"{BLOCK} x {BLOCK}"
+                )
+        elif self._slice(name).get_dtype().startswith("F8"):
+            raise ValueError(f"{name} is in FP8 and its factors, {scale}, are missing; download them")
+        return shape
+
+    def read(self, name: str) -> Tensor:
+        """The tensor; float32 where it was quantised."""
+        tensor: Tensor = self._slice(name)[:]
+        scale = name + SCALE
+        return _dequantize(tensor, self._slice(scale)[:]) if scale in self.files else tensor
+
+
+def _dequantize(weight: Tensor, scale: Tensor) -> Tensor:
+    """weight (..., O, I), its factors (..., ceil(O / 128), ceil(I / 128)) -> float32 (..., O, I)."""
+    out, inner = weight.shape[-2:]
+    factors = scale.float().repeat_interleave(BLOCK, -2)[..., :out, :]  # blocks at the edges are cut off
+    return weight.float() * factors.repeat_interleave(BLOCK, -1)[..., :inner]
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file: whole, or not at all. Raises ValueError where that cannot be."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        save_file(tensors, temporary, metadata={"format": "pt"})  # without which older readers refuse
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise ValueError(f"could not write {path} ({error}); free space, or choose another path") from error

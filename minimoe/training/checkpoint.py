@@ -1,0 +1,251 @@
+"""Checkpoints: tensors in safetensors, the rest in plain JSON, never pickle.
+
+    checkpoints/step-00000200/
+        model.safetensors      the weights to use (averaged ones where the run averages)
+        training.safetensors   the weights as trained, the optimizer's moments, the generators' states
+        state.json             step, configurations, data fingerprint, a checksum of each file above
+
+A checkpoint is written beside its final name and renamed: it is there whole, or not at all. The last
+two are kept.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from minimoe.cost import parameters
+from minimoe.models.config import ModelConfig
+from minimoe.models.gpt import GPT
+from minimoe.tools.files import write_atomically
+from minimoe.training.trainer import Trainer
+
+FORMAT = 1
+
+KEEP = 2
+
+KEPT = "kept."  # before the names of what a trainer keeps beside weights and optimizer
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be written, read or used; the message says what to do."""
+
+
+def save(folder: Path, trainer: Trainer) -> Path:
+    """Write the trainer's whole state below ``folder``; older checkpoints but one are then removed.
+
+    Of several processes that train together one writes, what all have.
+
+    Raises:
+        CheckpointError: the disk is full or not writable; earlier checkpoints are untouched.
+    """
+    tensors = {
+        name: trainer.processes.gather_experts(content(trainer))
+        for name, content in (("model", _model_tensors), ("training", _training_tensors))
+    }
+    return trainer.processes.run_on_rank0(lambda: _write(folder, trainer, tensors))
+
+
+def _write(folder: Path, trainer: Trainer, tensors: dict[str, dict[str, Tensor]]) -> Path:
+    final = folder / f"step-{trainer.step:08d}"
+    if final.exists():  # a resumed run that has not moved yet
+        return final
+    temporary = folder / f"{final.name}.tmp"
+    try:
+        for unfinished in folder.glob("*.tmp"):  # left by a kill
+            shutil.rmtree(unfinished)
+        temporary.mkdir(parents=True)
+        checksums = {}
+        for name, content in tensors.items():
+            path = temporary / f"{name}.safetensors"
+            save_file(content, path)
+            flush(path)
+            checksums[path.name] = checksum(path)
+        state: dict[str, Any] = {
+            "format": FORMAT,
+            "step": trainer.step,
+            "bf16": trainer.bf16,
+            **trainer.settings(),
+            "data": trainer.corpus.fingerprint,
+            "domains": list(trainer.corpus.domains),
+            "sha256": checksums,
+        }
+        state["sha256"]["state.json"] = _state_checksum(state)
+        write_atomically(temporary / "state.json", json.dumps(state, indent=1))
+        temporary.rename(final)
+        flush(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        previous = latest(folder)
+        kept = f"the one of {previous.name} is whole" if previous else "there is none before it"
+        raise CheckpointError(
+            f"could not write the checkpoint of step {trainer.step} to {folder} ({error}); {kept}. "
+            "Free some space, or choose another --out, and resume"
+        ) from error
+    for old in _all(folder)[:-KEEP]:
+        # Renamed first: a kill in mid-removal must not leave half a checkpoint under its name.
+        shutil.rmtree(old.rename(old.with_suffix(".tmp")), ignore_errors=True)
+    return final
+
+
+def needed_bytes(trainer: Trainer) -> int:
+    """About how much disk a run's checkpoints take at their peak (two kept, one being written)."""
+    per_parameter = 4 * (4 if trainer.config.average else 3)  # two moments, the weights, their average
+    return (KEEP + 1) * per_parameter * parameters(trainer.model.config)
+
+
+def _all(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("step-*") if p.suffix != ".tmp" and p.is_dir())
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest checkpoint below ``folder``, or None."""
+    found = _all(folder)
+    return found[-1] if found else None
+
+
+def restore(path: Path, trainer: Trainer) -> None:
+    """Put a trainer, made with the same configurations, where the checkpoint left it.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or of another configuration or other data.
+    """
+    state = _read_state(path)
+    for part, wanted in json.loads(json.dumps(trainer.settings())).items():  # as they were read back
+        _same(path, part, state.get(part, {}), wanted)
+    if state["data"] != trainer.corpus.fingerprint:
+        raise CheckpointError(
+            f"{path} was trained on other text (fingerprint {state['data']}, here "
+            f"{trainer.corpus.fingerprint}: a package or Python changed, or --data did); "
+            "restore it, or start anew with another --out"
+        )
+    weights = trainer.processes.shard_experts(_read_tensors(path, "model", state))
+    tensors = trainer.processes.shard_experts(_read_tensors(path, "training", state))
+    trainer.model.load_state_dict(weights)
+    with torch.no_grad():
+        for name, parameter in trainer.parameters.items():
+            if trainer.config.average:
+                trainer.average[name].copy_(weights[name])
+                parameter.copy_(tensors[f"weights.{name}"])
+            slots = {
+                slot: tensors[f"optimizer.{slot}.{name}"]
+                for slot in ("step", "exp_avg", "exp_avg_sq")
+                if f"optimizer.{slot}.{name}" in tensors
+            }
+            if slots:
+                device = trainer.device
+                trainer.optimizer.state[parameter] = {s: t.to(device) for s, t in slots.items()}
+    kept = {name[len(KEPT) :]: t for name, t in tensors.items() if name.startswith(KEPT)}
+    trainer.extra_state = {name: t.to(trainer.device) for name, t in kept.items()}
+    torch.set_rng_state(tensors["generator.cpu"])
+    if trainer.device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["generator.cuda"], trainer.device)
+    trainer.step = state["step"]
+    trainer.bf16 = state["bf16"]
+
+
+def load_model(path: Path, device: str = "cpu") -> GPT:
+    """A trained model, for sampling or teaching. ``path`` is a checkpoint, or a run's folder.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it is damaged.
+    """
+    checkpoint = path if (path / "state.json").exists() else latest(path / "checkpoints")
+    if checkpoint is None:
+        raise CheckpointError(f"{path} holds no checkpoint; train one with `minimoe train --out {path}`")
+    state = _read_state(checkpoint)
+    model = GPT(ModelConfig(**state["model"]))
+    model.load_state_dict(_read_tensors(checkpoint, "model", state))
+    return model.to(device).eval()
+
+
+def _model_tensors(trainer: Trainer) -> dict[str, Tensor]:
+    tensors = dict(trainer.model.state_dict())
+    if trainer.config.average:
+        tensors |= trainer.average
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _training_tensors(trainer: Trainer) -> dict[str, Tensor]:
+    tensors = {"generator.cpu": torch.get_rng_state()}
+    tensors |= {KEPT + name: tensor for name, tensor in trainer.extra_state.items()}
+    if trainer.device.type == "cuda":
+        tensors["generator.cuda"] = torch.cuda.get_rng_state(trainer.device)
+    for name, parameter in trainer.parameters.items():
+        if trainer.config.average:
+            tensors[f"weights.{name}"] = parameter.detach()
+        for slot, tensor in trainer.optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{slot}.{name}"] = tensor
+    return tensors
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        intact = state["sha256"]["state.json"] == _state_checksum(state)
+        found = state["format"]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(_damaged(path, f"state.json: {error}")) from error
+    if not intact:
+        raise CheckpointError(_damaged(path, "state.json does not match its checksum"))
+    if found != FORMAT:
+        raise CheckpointError(f"{path} has checkpoint format {found}, this version reads {FORMAT}")
+    return state
+
+
+def _state_checksum(state: dict[str, Any]) -> str:
+    """Of everything in state.json but the checksum itself."""
+    sums = {name: value for name, value in state["sha256"].items() if name != "state.json"}
+    return hashlib.sha256(json.dumps(state | {"sha256": sums}, sort_keys=True).encode()).hexdigest()
+
+
+def _read_tensors(path: Path, name: str, state: dict[str, Any]) -> dict[str, Tensor]:
+    file = path / f"{name}.safetensors"
+    try:
+        if checksum(file) != state["sha256"][file.name]:
+            raise CheckpointError(_damaged(path, f"{file.name} does not match its checksum"))
+        return load_file(file)
+    except (OSError, SafetensorError, KeyError) as error:
+        raise CheckpointError(_damaged(path, f"{file.name}: {error}")) from error
+
+
+def _damaged(path: Path, what: str) -> str:
+    others = [p.name for p in _all(path.parent) if p != path]
+    remedy = f"remove it to go on from {others[-1]}" if others else "there is no other: start anew"
+    return f"the checkpoint {path} is damaged ({what}); {remedy}"
+
+
+def _same(path: Path, part: str, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for key in sorted(saved.keys() | wanted.keys()):
+        if saved.get(key) != wanted.get(key):
+            raise CheckpointError(
+                f"{path} was made with {part} {key} = {saved.get(key)}, now it is {wanted.get(key)}; "
+                "resume with the same settings, or start anew with another --out"
+            )
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def flush(path: Path) -> None:
+    """Have the kernel put a file (or a folder's entries) on the disk."""
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

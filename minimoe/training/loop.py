@@ -1,0 +1,223 @@
+"""The one training loop: steps, evaluations, checkpoints, records, resume, for one model or for several
+that take turns (so that all of them see the same machine).
+
+    out/run.json                        what was asked for, and whether it is finished
+    out/<name>/records.jsonl            a line a step and an evaluation
+    out/<name>/checkpoints/step-...     see ``checkpoint``
+"""
+
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import Tensor
+
+from minimoe.data.corpus import Corpus
+from minimoe.distributed.errors import TrainingError
+from minimoe.distributed.strategy import SingleProcess
+from minimoe.models.gpt import GPT
+from minimoe.moe.load_balancing import statistics
+from minimoe.tools import records
+from minimoe.tools.allocator import keep_freed_memory
+from minimoe.tools.files import write_atomically
+from minimoe.tools.machine import describe_machine
+from minimoe.training import checkpoint
+from minimoe.training.config import TrainConfig
+from minimoe.training.progress import Display, Silent
+from minimoe.training.trainer import Evaluation, Step, Trainer
+
+
+class Interrupted(Exception):
+    """The user stopped the run; everything is saved."""
+
+
+def train(
+    model: GPT,
+    corpus: Corpus,
+    config: TrainConfig,
+    *,
+    out: Path | str | None = None,
+    device: str = "cpu",
+    resume: bool = False,
+    display: Display | None = None,
+    processes: SingleProcess | None = None,
+) -> list[Evaluation]:
+    """Train a model; return its evaluations, the last one after the last step.
+
+    Args:
+        processes: ``together.DataExpertParallel`` where several processes train the model, each calling this.
+        out: a folder for records and checkpoints; None keeps nothing.
+        resume: go on from the newest checkpoint in ``out``; on a CPU to the same bits as if the run had
+            never stopped. Evaluations made before the checkpoint are not returned again.
+
+    Raises:
+        TrainingError, CheckpointError: with the remedy. Interrupted: Ctrl-C, after saving.
+    """
+    trainer = Trainer(model, corpus, config, device, processes)
+    folders = {"model": Path(out)} if out is not None else {}
+    evaluations: list[Evaluation] = []
+    train_in_turns({"model": trainer}, folders, resume=resume, display=display, keep=evaluations)
+    return evaluations
+
+
+def train_in_turns(
+    trainers: Mapping[str, Trainer],
+    folders: Mapping[str, Path],
+    *,
+    resume: bool = False,
+    display: Display | None = None,
+    keep: list[Evaluation] | None = None,
+) -> None:
+    """Train several models, a step each in turn, each to its own ``config.steps``."""
+    keep_freed_memory()
+    display = display or Silent()
+    for name, folder in folders.items():
+        _open(folder, trainers[name], resume)
+    with display, _interruptible() as stop:
+        display.start(trainers)
+        while waiting := [n for n, t in trainers.items() if t.step < t.config.steps]:
+            # After a kill in mid-turn some are a step ahead: the others catch up first.
+            name = min(waiting, key=lambda n: trainers[n].step)
+            _turn(name, trainers[name], folders.get(name), display, keep)
+            if trainers[name].processes.any_rank(stop.is_set()):
+                for other, folder in folders.items():
+                    checkpoint.save(folder / "checkpoints", trainers[other])
+                raise Interrupted
+
+
+def _turn(
+    name: str,
+    trainer: Trainer,
+    folder: Path | None,
+    display: Display,
+    keep: list[Evaluation] | None,
+) -> None:
+    """One step of one model, and the evaluation and checkpoint that fall due after it."""
+    config = trainer.config
+    last = trainer.step + 1 == config.steps
+    step = trainer.train_step()
+    display.step(name, step)
+    _record(folder, trainer, step_record(step))
+    if last or trainer.step % config.eval_every == 0:
+        evaluation = trainer.evaluate()
+        display.evaluation(name, evaluation)
+        _record(folder, trainer, evaluation_record(evaluation))
+        if keep is not None:
+            keep.append(evaluation)
+    if folder is not None and (last or trainer.step % config.checkpoint_every == 0):
+        checkpoint.save(folder / "checkpoints", trainer)
+
+
+def _open(folder: Path, trainer: Trainer, resume: bool) -> None:
+    """Make a run's folder ready: restore the newest checkpoint, or begin the records."""
+    newest = trainer.processes.run_on_rank0(lambda: _claim(folder, trainer, resume))
+    if newest is not None:
+        checkpoint.restore(newest, trainer)
+        trainer.processes.run_on_rank0(lambda: records.cut_after(folder / "records.jsonl", trainer.step))
+        return
+    header = {
+        "kind": "run",
+        **trainer.settings(),
+        "bf16": trainer.bf16,
+        "domains": dict(zip(trainer.corpus.domains, trainer.corpus.sources, strict=True)),
+        "machine": describe_machine(trainer.device),
+    }
+    trainer.processes.run_on_rank0(lambda: write_atomically(folder / "records.jsonl", ""))
+    _record(folder, trainer, header)
+
+
+def _claim(folder: Path, trainer: Trainer, resume: bool) -> Path | None:
+    """The checkpoint to go on from, or None. Refuses a folder that holds a run already, or a full disk."""
+    newest = checkpoint.latest(folder / "checkpoints")
+    if not resume and (newest or (folder / "records.jsonl").exists()):
+        raise TrainingError(f"{folder} already holds a run; resume it, or choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    needed, free = checkpoint.needed_bytes(trainer), shutil.disk_usage(folder).free
+    if needed > free:
+        raise TrainingError(
+            f"checkpoints will need {needed / 1e6:,.0f} MB in {folder} and {free / 1e6:,.0f} MB are "
+            "free; free some space or choose another --out"
+        )
+    return newest
+
+
+def _record(folder: Path | None, trainer: Trainer, record: records.Record) -> None:
+    if folder is None or not trainer.processes.is_rank0:
+        return
+    try:
+        records.append(folder / "records.jsonl", record | {"data": trainer.corpus.fingerprint})
+    except OSError as error:
+        newest = checkpoint.latest(folder / "checkpoints")
+        kept = f"{newest} is whole" if newest else "no checkpoint was due yet"
+        raise TrainingError(
+            f"could not write {folder / 'records.jsonl'} at step {trainer.step} ({error}); {kept}. "
+            "Free some space and resume"
+        ) from error
+
+
+def step_record(step: Step) -> records.Record:
+    record = {
+        "kind": "step",
+        "step": step.step,
+        "loss": step.loss,
+        "lr": step.lr,
+        "grad_norm": step.grad_norm,
+        "seconds": step.seconds,
+    }
+    if step.balance_loss is not None:
+        record["balance_loss"] = step.balance_loss
+    if step.counts_ME is not None:
+        shares = step.counts_ME / step.counts_ME.sum(1, keepdim=True)
+        record |= load_record(step.counts_ME)
+        record |= {"busiest": shares.max().item(), "idlest": shares.min().item()}
+    return record
+
+
+def evaluation_record(evaluation: Evaluation) -> records.Record:
+    record = {
+        "kind": "evaluation",
+        "step": evaluation.step,
+        "bits_per_byte": evaluation.bits_per_byte,
+        "domains": evaluation.domains,
+    }
+    if evaluation.counts_NME is not None and evaluation.counts_ME is not None:
+        loads = zip(evaluation.domains, evaluation.counts_NME.tolist(), strict=True)
+        record |= load_record(evaluation.counts_ME) | {"loads": dict(loads)}
+    return record
+
+
+def load_record(counts_ME: Tensor) -> records.Record:
+    """What the loads of the mixture layers amount to: MaxVio and entropy averaged over layers, dead experts
+    added up."""
+    layers = [statistics(counts_E) for counts_E in counts_ME]
+    return {
+        "max_violation": sum(layer.max_violation for layer in layers) / len(layers),
+        "entropy": sum(layer.entropy for layer in layers) / len(layers),
+        "dead": sum(layer.dead for layer in layers),
+    }
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Turn Ctrl-C (and a polite kill) into an event to look at between steps; a second Ctrl-C is the
+    usual one. Outside the main thread signals cannot be caught, and stay as they are."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def on_signal(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, previous[signal.SIGINT])
+        stop.set()
+
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in previous:
+        signal.signal(number, on_signal)
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

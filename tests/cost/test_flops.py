@@ -1,0 +1,70 @@
+"""Operations of our own models, from their configurations, against torch's counter over a real step.
+
+The counter has no formula for a CPU's fused attention (it would count nothing), so attention is done here as
+two plain products, which it counts in full: every token attends to all L of its context, not to those before
+it alone. A context of 2L - 1 has the same mean of L. For the experts, whose operators are the project's own,
+it has formulas of the project's (``moe.loop``, ``moe.grouped``); with dispatch ``reference`` every product is
+a plain one of torch's, and no formula of ours is believed.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from minimoe import GPT, ModelConfig
+from minimoe.cost import flops_per_token, forward_flops, from_config, training_flops
+
+DENSE = ModelConfig(dim=64, n_layers=2, n_heads=2, context=16, hidden_dim=80)
+MIXTURE = replace(DENSE, n_experts=8, top_k=2, expert_dim=24)
+MODELS = {
+    "dense": DENSE,
+    "mixture": MIXTURE,
+    "first layer dense": replace(MIXTURE, n_layers=3, first_dense=1),
+    "nothing shared": replace(MIXTURE, n_shared=0),
+    "two shared": replace(MIXTURE, n_shared=2),
+}
+
+
+def counted(
+    config: ModelConfig, backend: SDPBackend = SDPBackend.MATH
+) -> tuple[float, float, dict[str, int]]:
+    """Forward, and forward and backward, a token; and by operator."""
+    model, tokens = GPT(config), torch.randint(config.vocab_size, (2, config.context))
+    with sdpa_kernel(backend), FlopCounterMode(display=False) as counter:
+        logits, _ = model(tokens)
+        forward = counter.get_total_flops()
+        F.cross_entropy(logits.flatten(0, 1), tokens.flatten()).backward()
+    by_operator = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
+    return forward / tokens.numel(), counter.get_total_flops() / tokens.numel(), by_operator
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("dispatch", ["loop", "grouped", "reference"])
+def test_operations_are_those_that_torch_counts(name, dispatch):
+    config = replace(MODELS[name], dispatch=dispatch)
+    if not config.n_experts and dispatch != "loop":
+        pytest.skip("a dense model dispatches nothing")
+    forward, training, by_operator = counted(config)
+    full = 2 * config.context - 1
+    assert forward == pytest.approx(forward_flops(from_config(config), full), rel=0.01)
+    assert training == pytest.approx(training_flops(from_config(config), full), rel=0.01)
+    ours = {operator for operator in by_operator if operator.startswith("minimoe.")}
+    assert bool(ours) == (config.n_experts > 0 and dispatch != "reference")
+
+
+def test_the_counter_passes_over_a_cpus_fused_attention():
+    """What it then misses is attention's two products, three times."""
+    _, whole, _ = counted(DENSE)
+    _, without, by_operator = counted(DENSE, SDPBackend.FLASH_ATTENTION)
+    assert not any("attention" in operator for operator in by_operator)
+    assert whole - without == 3 * 2 * 2 * DENSE.n_layers * DENSE.dim * DENSE.context
+
+
+def test_half_of_attention_is_causal():
+    full = forward_flops(from_config(DENSE), 2 * DENSE.context - 1) - forward_flops(from_config(DENSE))
+    assert full == 2 * 2 * DENSE.n_layers * DENSE.dim * (DENSE.context - (DENSE.context + 1) / 2)
+    assert flops_per_token(DENSE) == training_flops(from_config(DENSE))

@@ -1,0 +1,445 @@
+"""Students, their teachers, and the text that either writes."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from minimoe.distill import distill
+from minimoe.distill.config import DistillConfig
+from minimoe.distill.evaluation import student_metrics
+from minimoe.distill.logit_cache import CachedTopK, write_cache
+from minimoe.distill.teacher_text import IGNORED, TeacherText, draw_prompts, write, write_text
+from minimoe.distill.teachers import LogitTeacher, TopKTeacher, in_8_bits
+from minimoe.distill.topk_loss import TopK
+from minimoe.distill.trainer import DistillationTrainer, as_teacher
+from minimoe.models.generation import generate
+from minimoe.models.gpt import GPT
+from minimoe.training import checkpoint
+from minimoe.training.checkpoint import CheckpointError
+from minimoe.training.config import TrainConfig
+from minimoe.training.loop import Interrupted
+from minimoe.training.trainer import Trainer
+
+CONFIG = TrainConfig(
+    steps=12, batch_size=2, warmup=2, eval_every=6, eval_sequences=2, checkpoint_every=5, average=0.2
+)
+TEXT = DistillConfig(signal="labels", data_source="teacher", prompt=4, teacher_tokens=200)
+LESSONS = {
+    "logits": DistillConfig(prompt=4),
+    "logits and labels": DistillConfig(alpha=0.5, temperature=2.0, kind="jsd", prompt=4),
+    "top-k": DistillConfig(signal="top-k", k=5, prompt=4),
+    "text": TEXT,
+    "on-policy": DistillConfig(data_source="student", prompt=4, generation_batches=3, on_policy_start=0.25),
+}
+
+
+@pytest.fixture
+def teacher(tiny_dense) -> GPT:
+    torch.manual_seed(7)
+    return GPT(replace(tiny_dense, dim=32, hidden_dim=48))
+
+
+def make(model_config, corpus, lesson, teacher, config=CONFIG):
+    text = None
+    if lesson.data_source == "teacher":
+        text = write_text(teacher, corpus, model_config.context, lesson, 0)
+    torch.manual_seed(config.seed)
+    return DistillationTrainer(GPT(model_config), corpus, config, lesson, as_teacher(teacher, lesson), text)
+
+
+def test_alone_is_training_as_ever(tiny, corpus):
+    torch.manual_seed(0)
+    plain = Trainer(GPT(tiny), corpus, CONFIG)
+    torch.manual_seed(0)
+    alone = DistillationTrainer(GPT(tiny), corpus, CONFIG, DistillConfig(signal="labels"))
+    for _ in range(4):
+        assert plain.train_step().loss == alone.train_step().loss
+    for mine, theirs in zip(plain.model.parameters(), alone.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_the_objective_is_the_formula(tiny_dense, corpus, teacher):
+    """α · CE + (1 - α) · T² · KL over all tokens of the batch, by hand in float64."""
+    lesson = DistillConfig(alpha=0.3, temperature=2.0)
+    student = make(tiny_dense, corpus, lesson, teacher)
+    batch = student.batch(0)
+    logits_BLV, _ = student.model(batch.tokens_BL)
+    loss = torch.nn.functional.cross_entropy(logits_BLV.flatten(0, 1), batch.targets_BL.flatten())
+
+    def probabilities(logits, temperature):
+        z = logits.detach().double().numpy() / temperature
+        e = np.exp(z - z.max(-1, keepdims=True))
+        return e / e.sum(-1, keepdims=True)
+
+    p, q = probabilities(teacher(batch.tokens_BL)[0], 2.0), probabilities(logits_BLV, 2.0)
+    kl = (p * np.log(p / q)).sum(-1).mean()
+    hard = -np.log(
+        np.take_along_axis(probabilities(logits_BLV, 1.0), batch.targets_BL.numpy()[..., None], -1)
+    )
+    expected = 0.3 * hard.mean() + 0.7 * 4 * kl
+    assert student.objective(logits_BLV, batch, 0, loss).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn(tiny_dense, corpus):
+    torch.manual_seed(0)
+    model = GPT(tiny_dense)
+    for name in ("logits", "top-k", "on-policy"):
+        student = make(tiny_dense, corpus, LESSONS[name], model)
+        student.model.load_state_dict(model.state_dict())
+        assert student.train_step().grad_norm < 1e-5, name
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_every_lesson_teaches_and_leaves_the_teacher_alone(tiny, corpus, teacher, name):
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    student = make(tiny, corpus, LESSONS[name], teacher, replace(CONFIG, accumulate=2))
+    losses = [student.train_step().loss for _ in range(8)]
+    assert np.isfinite(losses).all()
+    start = GPT(tiny)
+    moved = [
+        (a - b).norm().item() for a, b in zip(student.model.parameters(), start.parameters(), strict=True)
+    ]
+    assert min(moved) > 0
+    student.model.train()
+    assert not teacher.training or name == "text"  # whoever looks does so in eval mode, whatever students do
+    assert all(p.grad is None and p.requires_grad for p in teacher.parameters())  # it may be trained on
+    for key, value in teacher.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+@pytest.mark.parametrize("name", LESSONS)
+@pytest.mark.parametrize("stop_at", [5, 7])
+def test_a_killed_student_resumes_to_the_same_bits(tiny_dense, corpus, teacher, tmp_path, name, stop_at):
+    """On-policy too, where the weights that wrote the current text are gone."""
+    config = replace(CONFIG, accumulate=2)
+    straight = make(tiny_dense, corpus, LESSONS[name], teacher, config)
+    for _ in range(stop_at):
+        straight.train_step()
+    checkpoint.save(tmp_path, straight)
+    second = make(tiny_dense, corpus, LESSONS[name], teacher, config)
+    checkpoint.restore(checkpoint.latest(tmp_path), second)
+    for _ in range(config.steps - stop_at):
+        assert straight.train_step().loss == second.train_step().loss
+    assert straight.evaluate().bits_per_byte == second.evaluate().bits_per_byte
+
+
+def test_a_checkpoint_of_another_lesson_is_refused(tiny_dense, corpus, teacher, tmp_path):
+    checkpoint.save(tmp_path, make(tiny_dense, corpus, LESSONS["logits"], teacher))
+    other = make(tiny_dense, corpus, replace(LESSONS["logits"], temperature=3.0), teacher)
+    with pytest.raises(CheckpointError, match=r"lesson temperature = 1.0, now it is 3.0"):
+        checkpoint.restore(checkpoint.latest(tmp_path), other)
+    stranger = make(tiny_dense, corpus, LESSONS["logits"], GPT(tiny_dense))
+    with pytest.raises(CheckpointError, match=r"teacher dim = 32, now it is 16"):
+        checkpoint.restore(checkpoint.latest(tmp_path), stranger)
+    checkpoint.save(tmp_path / "text", make(tiny_dense, corpus, TEXT, teacher))
+    longer = make(tiny_dense, corpus, replace(TEXT, teacher_tokens=400), teacher)
+    longer.lesson = TEXT
+    with pytest.raises(CheckpointError, match=r"teacher text = \w+, now it is \w+"):
+        checkpoint.restore(checkpoint.latest(tmp_path / "text"), longer)
+
+
+def test_students_of_one_teacher_share_its_looks(tiny_dense, corpus, teacher):
+    looks = LogitTeacher(teacher)
+    calls = []
+    teacher.register_forward_hook(lambda *_: calls.append(1))
+    lessons = [LESSONS["logits"], LESSONS["logits and labels"], LESSONS["top-k"]]
+    students = [
+        DistillationTrainer(GPT(tiny_dense), corpus, CONFIG, x, as_teacher(looks, x)) for x in lessons
+    ]
+    for _ in range(3):
+        for student in students:
+            student.train_step()
+    assert len(calls) == 3
+
+
+def test_what_is_seen_of_a_teacher(tiny_dense, corpus, teacher):
+    tokens_BL = corpus.batch(0, 0, 2, 16).tokens_BL
+    exact = teacher.eval()(tokens_BL)[0].log_softmax(-1)
+    looks = LogitTeacher(teacher)
+    assert torch.equal(looks.predict(tokens_BL, 0, 0).log_softmax(-1), exact)
+    seen = TopKTeacher(looks, 3, temperature=2.0).predict(tokens_BL, 0, 0)
+    assert isinstance(seen, TopK)
+    best = (exact / 2).log_softmax(-1).topk(3)
+    torch.testing.assert_close(seen.log_probs, best.values)
+    assert torch.equal(seen.ids, best.indices)
+    small = in_8_bits(teacher)
+    assert small.blocks[0].attention.out_proj.weight.dtype == torch.float8_e4m3fn
+    apart = (small(tokens_BL)[0].log_softmax(-1) - exact).norm() / exact.norm()
+    assert 0 < apart < 0.05
+
+
+def test_a_teacher_on_the_disk_teaches_like_the_one_at_hand(tiny_dense, corpus, teacher, tmp_path):
+    """Its log-probabilities were rounded to float16."""
+    config = replace(CONFIG, accumulate=2)
+    write_cache(tmp_path, teacher, corpus, config, 8)
+    cached = CachedTopK(tmp_path, corpus, config, tiny_dense.context, k=5)
+    lesson = LESSONS["top-k"]
+    live = make(tiny_dense, corpus, lesson, teacher, config)
+    torch.manual_seed(config.seed)
+    student = DistillationTrainer(GPT(tiny_dense), corpus, config, lesson, as_teacher(cached, lesson))
+    for _ in range(config.steps):
+        assert student.train_step().loss == pytest.approx(live.train_step().loss, rel=1e-3)
+    assert student.evaluate().bits_per_byte != live.evaluate().bits_per_byte
+    assert student.evaluate().bits_per_byte == pytest.approx(live.evaluate().bits_per_byte, rel=1e-3)
+    with pytest.raises(ValueError, match=r"answers at temperature 1.0 and the lesson has 2.0"):
+        DistillationTrainer(GPT(tiny_dense), corpus, config, replace(lesson, temperature=2.0), cached)
+    own = DistillationTrainer(
+        GPT(tiny_dense), corpus, config, replace(LESSONS["on-policy"], on_policy_start=0.0), cached
+    )
+    with pytest.raises(ValueError, match=r"these tokens"):
+        for _ in range(config.steps):
+            own.train_step()
+
+
+# ---- on-policy
+
+
+def test_an_on_policy_student_reads_what_it_wrote(tiny_dense, corpus, teacher):
+    config = replace(CONFIG, steps=200)
+    lesson = replace(LESSONS["on-policy"], on_policy_fraction=0.3, on_policy_start=0.0)
+    student = make(tiny_dense, corpus, lesson, teacher, config)
+    mine = 0
+    for student.step in range(200):
+        if student._writes(0):
+            mine += 1
+            if mine > 7:
+                continue
+            writer = {k: v.clone() for k, v in student.model.state_dict().items()}
+            batch = student.batch(0)
+            assert (batch.targets_BL[:, :3] == IGNORED).all()  # the prompt of 4 gives three of the targets
+            assert (batch.targets_BL[:, 3:] != IGNORED).all()
+            assert torch.equal(batch.targets_BL[:, 3:-1], batch.tokens_BL[:, 4:])
+            assert all(torch.equal(writer[k], v) for k, v in student.model.state_dict().items())
+            # its own words are no labels: alpha changes nothing
+            logits_BLV, _ = student.model(batch.tokens_BL)
+            student.lesson = replace(lesson, alpha=0.0)
+            pure = student.objective(logits_BLV, batch, 0, logits_BLV.sum())
+            student.lesson = replace(lesson, alpha=0.9)
+            assert torch.equal(pure, student.objective(logits_BLV, batch, 0, logits_BLV.sum()))
+    assert 40 < mine < 80
+    student.lesson = replace(lesson, on_policy_start=0.5)
+    turns = [student._writes(0) for student.step in range(200)]
+    assert not any(turns[:100])
+    assert sum(turns[100:]) > 15
+    assert student.extra_state["rows"].shape == (2 * 3, 17)
+
+
+def test_what_a_student_wrote_is_read_once(tiny_dense, corpus, teacher):
+    student = make(
+        tiny_dense,
+        corpus,
+        replace(LESSONS["on-policy"], on_policy_fraction=1.0, on_policy_start=0.0),
+        teacher,
+    )
+    first, second, third, fourth = (student.batch(0).tokens_BL for _ in range(4))
+    student_rows = student.extra_state["rows"][:, :-1].long()
+    assert torch.equal(fourth, student_rows[:2])  # written anew, for three batches of two
+    assert not torch.equal(torch.cat((first, second)), torch.cat((second, third)))
+    assert not torch.equal(first, second)
+
+
+def test_what_a_student_writes_changes_as_it_learns(tiny_dense, corpus, teacher):
+    lesson = replace(
+        LESSONS["on-policy"],
+        on_policy_fraction=1.0,
+        on_policy_start=0.0,
+        generation_batches=1,
+        sampling_temperature=0.0,
+    )
+    student = make(tiny_dense, corpus, lesson, teacher)
+    seen = []
+    for _ in range(6):
+        student.train_step()
+        rows = student.extra_state["rows"]
+        seen.append(rows)
+    assert len({row.numpy().tobytes() for row in seen}) > 1
+    prompts = rows[:, :4].long()
+    assert all(bytes(p.tolist()) in b"".join(t.tobytes() for t in corpus.train) for p in prompts)
+
+
+# ---- the teacher's text
+
+
+def test_the_teacher_writes_what_it_would_write(tiny_dense, corpus, teacher):
+    lesson = replace(TEXT, sampling_temperature=0.0)
+    text = write_text(teacher, corpus, 16, lesson, 0)
+    assert text.rows_NL.shape == (16, 17)  # 200 bytes, 13 a row
+    assert text.tokens == 16 * 13
+    expected = generate(teacher, text.rows_NL[:, :4].long(), 13, temperature=0.0)
+    assert torch.equal(text.rows_NL[:, 4:].long(), expected)
+    assert text.domains_N.tolist() == [0, 1] * 8
+    batch = text.batch(3, 5, 6)
+    assert (batch.targets_BL[:, :3] == IGNORED).all()
+    assert torch.equal(batch.targets_BL[:, 3:-1], batch.tokens_BL[:, 4:])
+    assert torch.equal(text.batch(3, 5, 6).tokens_BL, batch.tokens_BL)
+    assert not torch.equal(text.batch(3, 6, 6).tokens_BL, batch.tokens_BL)
+    assert text.first(26).rows_NL.shape == (2, 17)
+    with pytest.raises(ValueError, match=r"1,000 teacher tokens are wanted and 208 were written"):
+        text.first(1000)
+
+
+def test_prompts_come_evenly_from_the_domains_and_their_training_text(corpus):
+    prompts, domains = draw_prompts(corpus, 10, 6, seed=1)
+    assert domains.tolist() == [0, 1] * 5
+    for prompt, domain in zip(prompts.tolist(), domains.tolist(), strict=True):
+        assert bytes(prompt) in corpus.train[domain].tobytes()
+    assert not torch.equal(prompts, draw_prompts(corpus, 10, 6, seed=2)[0])
+
+
+def test_writing_goes_on_where_it_was_killed(tiny_dense, corpus, teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr("minimoe.distill.teacher_text.ROWS_AT_ONCE", 5)
+    whole = write_text(teacher, corpus, 16, TEXT, 0)
+    assert not torch.equal(whole.rows_NL[:5], whole.rows_NL[5:10])  # pieces have seeds of their own
+    calls = []
+
+    def failing(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise Interrupted
+        return write(*arguments)
+
+    monkeypatch.setattr("minimoe.distill.teacher_text.write", failing)
+    with pytest.raises(Interrupted):
+        write_text(teacher, corpus, 16, TEXT, 0, tmp_path)
+    again = write_text(teacher, corpus, 16, TEXT, 0, tmp_path)
+    assert torch.equal(whole.rows_NL, again.rows_NL)
+    assert torch.equal(whole.domains_N, again.domains_N)
+    assert len(calls) == 3 + 2  # of four pieces the first two were not written again
+    write_text(teacher, corpus, 16, TEXT, 0, tmp_path)
+    assert len(calls) == 5
+
+
+def test_damaged_and_foreign_text_is_refused(tiny_dense, corpus, teacher, tmp_path, monkeypatch):
+    write_text(teacher, corpus, 16, TEXT, 0, tmp_path)
+    other, reweighted, elsewise = (
+        GPT(tiny_dense),
+        GPT(teacher.config),
+        GPT(replace(teacher.config, n_heads=4)),
+    )
+    elsewise.load_state_dict(teacher.state_dict())
+    for message, arguments in {
+        r"the teacher's dim = 32, now it is 16": (other, corpus, 16, TEXT, 0),
+        r"the teacher's fingerprint = \w+, now it is \w+;": (reweighted, corpus, 16, TEXT, 0),
+        r"the teacher's n_heads = 2, now it is 4": (elsewise, corpus, 16, TEXT, 0),
+        r"seed = 0, now it is 1": (teacher, corpus, 16, TEXT, 1),
+        r"prompt = 4, now it is 5": (teacher, corpus, 16, replace(TEXT, prompt=5), 0),
+        r"context = 16, now it is 15": (teacher, corpus, 15, TEXT, 0),
+        r"corpus = a fingerprint, now it is other": (
+            teacher,
+            replace(corpus, fingerprint="other"),
+            16,
+            TEXT,
+            0,
+        ),
+        r"rows = 16, now it is 24": (teacher, corpus, 16, replace(TEXT, teacher_tokens=300), 0),
+        r"temperature = 1\.0, now it is 0\.5": (
+            teacher,
+            corpus,
+            16,
+            replace(TEXT, sampling_temperature=0.5),
+            0,
+        ),
+        r"top_p = 1\.0, now it is 0\.9": (teacher, corpus, 16, replace(TEXT, top_p=0.9), 0),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            write_text(*arguments, tmp_path)
+    file = tmp_path / "piece-00000.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=r"piece-00000.safetensors is damaged .*remove it"):
+        write_text(teacher, corpus, 16, TEXT, 0, tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"rows_at_once = 256, now it is 8"):
+        patch.setattr("minimoe.distill.teacher_text.ROWS_AT_ONCE", 8)
+        write_text(teacher, corpus, 16, TEXT, 0, tmp_path)
+    file.unlink()
+    needed = 16 * (2 * 17 + 8)
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=rf"needs {needed} more bytes"):
+        patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=needed - 1))
+        write_text(teacher, corpus, 16, TEXT, 0, tmp_path)
+    assert write_text(teacher, corpus, 16, TEXT, 0, tmp_path).tokens == 208
+    with pytest.raises(ValueError, match=r"context \(16\) must be longer than the prompt \(16\)"):
+        write_text(teacher, corpus, 16, replace(TEXT, prompt=16), 0)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "a.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds something else \(a\.txt; 1 in all\)"):
+        write_text(teacher, corpus, 16, TEXT, 0, foreign)
+
+
+# ---- what cannot be
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sees": "all"}, r"sees \('all'\) must be one of labels, logits, top-k"),
+        ({"reads": "books"}, r"reads \('books'\) one of corpus, teacher, student"),
+        ({"sees": "labels", "reads": "student"}, r"learns nothing from its own text"),
+        ({"temperature": 0.0}, r"temperature \(0.0\)"),
+        ({"alpha": 1.5}, r"alpha \(1.5\)"),
+        ({"k": 0}, r"k \(0\) must be at least 1"),
+        ({"refresh": 0}, r"refresh \(0\) must be at least 1"),
+        ({"own": 0.0}, r"own \(0.0\) must be above 0"),
+        ({"begins": 1.0}, r"begins \(1.0\) must be at least 0 and below 1"),
+        ({"top_p": 0.0}, r"top_p \(0.0\)"),
+    ],
+)
+def test_lessons_that_cannot_be(settings, message):
+    with pytest.raises(ValueError, match=message):
+        DistillConfig(**settings)
+
+
+def test_students_that_do_not_fit(tiny_dense, corpus, teacher):
+    wide = replace(tiny_dense, vocab_size=260)
+    with pytest.raises(ValueError, match=r"student has vocab_size 260 and its teacher 256"):
+        make(wide, corpus, LESSONS["logits"], teacher)
+    with pytest.raises(ValueError, match=r"student has context 32 and its teacher 16"):
+        make(replace(tiny_dense, context=32), corpus, LESSONS["top-k"], teacher)
+    with pytest.raises(ValueError, match=r"sees logits needs a teacher"):
+        DistillationTrainer(GPT(tiny_dense), corpus, CONFIG, DistillConfig(prompt=4))
+    with pytest.raises(ValueError, match=r"needs that text"):
+        DistillationTrainer(GPT(tiny_dense), corpus, CONFIG, TEXT)
+    text = TeacherText(torch.zeros(3, 9, dtype=torch.int16), torch.zeros(3, dtype=torch.long), 4)
+    with pytest.raises(ValueError, match=r"rows of 9 bytes, the student reads context \+ 1 \(17\)"):
+        DistillationTrainer(GPT(tiny_dense), corpus, CONFIG, TEXT, text=text)
+    with pytest.raises(ValueError, match=r"prompt \(16\) must be shorter than the context \(16\)"):
+        make(tiny_dense, corpus, DistillConfig(data_source="student"), teacher)
+
+
+# ---- one call
+
+
+def test_distill_trains_records_and_resumes(tiny_dense, corpus, teacher, tmp_path):
+    for name, lesson in LESSONS.items():
+        straight = distill(GPT(tiny_dense), teacher, corpus, CONFIG, lesson, out=tmp_path / name)
+        assert [evaluation.step for evaluation in straight] == [6, 12]
+        model = checkpoint.load_model(tmp_path / name)
+        assert model.config == tiny_dense
+    records = (tmp_path / "text" / "records.jsonl").read_text()
+    assert '"lesson"' in records.splitlines()[0]
+    with pytest.raises(ValueError, match=r"already holds a run"):
+        distill(GPT(tiny_dense), teacher, corpus, CONFIG, TEXT, out=tmp_path / "text")
+    assert distill(GPT(tiny_dense), teacher, corpus, CONFIG, TEXT, out=tmp_path / "text", resume=True) == []
+    with pytest.raises(ValueError, match=r"needs a model \(GPT\) that writes it"):
+        distill(GPT(tiny_dense), LogitTeacher(teacher), corpus, CONFIG, TEXT)
+
+
+def test_a_distilled_student_comes_nearer_to_its_teacher(tiny_dense, corpus):
+    """Than the same student that learned the text alone: a half-trained teacher's doubts are its own."""
+    config = TrainConfig(steps=60, batch_size=8, lr=1e-2, warmup=5, eval_every=60, eval_sequences=8)
+    torch.manual_seed(1)
+    trainer = Trainer(GPT(replace(tiny_dense, dim=48, hidden_dim=96)), corpus, config)
+    for _ in range(config.steps):
+        trainer.train_step()
+    apart = {}
+    for sees in ("labels", "logits", "top-k"):
+        torch.manual_seed(0)
+        student = GPT(tiny_dense)
+        distill(student, trainer.model, corpus, replace(config, steps=200), DistillConfig(signal=sees, k=4))
+        apart[sees] = student_metrics(student, trainer.model, corpus, config).divergence["all"]
+    assert 2 * apart["logits"] < apart["labels"]
+    assert apart["logits"] < apart["top-k"] < apart["labels"]

@@ -1,0 +1,630 @@
+"""A cache against the teacher itself: its answers, every kind of stop, every kind of damage."""
+
+import errno
+import hashlib
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from minimoe.distill import logit_cache as cache_module
+from minimoe.distill import shard_store as shards
+from minimoe.distill.config import DistillConfig
+from minimoe.distill.logit_cache import CachedTopK, write_cache
+from minimoe.distill.logit_cache_settings import settings_for
+from minimoe.distill.shard_store import ShardError, read_settings
+from minimoe.distill.teacher_text import write_text
+from minimoe.distill.topk_loss import sparse_kd_loss, top_k
+from minimoe.models.config import ModelConfig
+from minimoe.models.gpt import GPT
+from minimoe.tools import safetensors_io as tensor_files
+from minimoe.training.config import TrainConfig
+
+CONFIG = TrainConfig(steps=7, batch_size=2, accumulate=2, seed=3)  # files of 3, 3 and 1 steps
+CONTEXT, K = 16, 5
+FILES = ["piece-00000", "piece-00001", "piece-00002"]
+
+
+class Counting(GPT):
+    """A teacher that counts its answers, and can stop in the middle of one."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.answers, self.stop_at = 0, -1
+
+    def forward(self, tokens_BL, cache=None):
+        if self.answers == self.stop_at:
+            raise KeyboardInterrupt
+        self.answers += 1
+        assert not torch.is_grad_enabled()
+        return super().forward(tokens_BL, cache)
+
+
+@pytest.fixture
+def teacher(tiny_dense) -> Counting:
+    return Counting(replace(tiny_dense, n_layers=1))
+
+
+@pytest.fixture
+def cache(teacher, corpus, tmp_path):
+    """A whole cache's folder."""
+    write(tmp_path / "cache", teacher, corpus)
+    return tmp_path / "cache"
+
+
+def write(folder, teacher, corpus, config=CONFIG, k=K, **options):
+    return write_cache(folder, teacher, corpus, config, k, **{"steps_per_file": 3} | options)
+
+
+def tokens_of(corpus, step, micro, config=CONFIG):
+    return corpus.batch(config.seed, step, config.batch_size, CONTEXT, micro=micro).tokens_BL
+
+
+def every_batch(config=CONFIG):
+    return [(step, micro) for step in range(config.steps) for micro in range(config.accumulate)]
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def flip(path, place=0.5):
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * place)] ^= 1
+    path.write_bytes(content)
+
+
+# ---- what is written is what the teacher says
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_what_is_read_is_what_the_teacher_says(tiny, corpus, tmp_path, accumulate, temperature):
+    # A training gate's jitter would show that the teacher was asked in training mode.
+    model_config = replace(tiny, n_layers=1, jitter=0.5 if tiny.n_experts else 0.0)
+    teacher, config = GPT(model_config).train(), replace(CONFIG, accumulate=accumulate)
+    write(tmp_path, teacher, corpus, config, temperature=temperature)
+    assert all(module.training for module in teacher.modules())
+    stored = CachedTopK(tmp_path, corpus, config, CONTEXT, temperature=temperature)
+    teacher.eval()
+    for step, micro in every_batch(config):
+        tokens_BL = tokens_of(corpus, step, micro, config)
+        with torch.no_grad():
+            logits_BLV = teacher(tokens_BL)[0]
+        exact_BLV = F.log_softmax(logits_BLV.double() / temperature, -1).numpy()
+        ids_BLK = np.argsort(-exact_BLV, axis=-1, kind="stable")[..., :K]
+        exact_BLK = torch.from_numpy(np.take_along_axis(exact_BLV, ids_BLK, -1))
+        seen = stored.predict(tokens_BL, step, micro)
+        assert (seen.log_probs.dtype, seen.ids.dtype) == (torch.float16, torch.int64)
+        assert torch.equal(seen.ids, torch.from_numpy(ids_BLK))
+        # Half a place of float16's 11 bits; and float32's error in the softmax.
+        torch.testing.assert_close(seen.log_probs.double(), exact_BLK, rtol=2**-11, atol=1e-6)
+        live = top_k(logits_BLV, K, temperature=temperature)
+        assert torch.equal(seen.log_probs, live.log_probs.half())
+
+
+def test_students_with_a_shorter_context_are_served(cache, teacher, corpus, tmp_path):
+    write(tmp_path / "short", teacher, corpus, context=5)
+    stored = CachedTopK(tmp_path / "short", corpus, CONFIG, 5)
+    for step, micro in every_batch():
+        batch = corpus.batch(CONFIG.seed, step, CONFIG.batch_size, 5, micro=micro)
+        with torch.no_grad():
+            live = top_k(teacher(batch.tokens_BL)[0], K)
+        seen = stored.predict(batch.tokens_BL, step, micro)
+        assert seen.ids.shape == (2, 5, K)
+        assert torch.equal(seen.ids, live.ids)
+        assert torch.equal(seen.log_probs, live.log_probs.half())
+    tensors = load_file(tmp_path / "short" / "piece-00000.safetensors")
+    step_bytes = settings_for(teacher, corpus, CONFIG, K, 1.0, 3, 5).step_bytes
+    assert sum(tensor.nbytes for tensor in tensors.values()) == 3 * step_bytes
+    with pytest.raises(ShardError, match=r"with context = 5, now it is 16"):
+        CachedTopK(tmp_path / "short", corpus, CONFIG, CONTEXT)
+    with pytest.raises(ShardError, match=r"with context = 16, now it is 5"):
+        write(cache, teacher, corpus, context=5)
+    write(cache, teacher, corpus, context=CONTEXT)  # the teacher's, as if none were named
+
+
+@pytest.mark.parametrize("k", [1, 3, K])
+def test_a_smaller_k_is_the_likeliest_of_those_stored(cache, teacher, corpus, k):
+    stored = CachedTopK(cache, corpus, CONFIG, CONTEXT, k=k)
+    for step, micro in every_batch():
+        tokens_BL = tokens_of(corpus, step, micro)
+        with torch.no_grad():
+            live = top_k(teacher(tokens_BL)[0], k)
+        seen = stored.predict(tokens_BL, step, micro)
+        assert torch.equal(seen.log_probs, live.log_probs.half())
+        assert torch.equal(seen.ids, live.ids)
+
+
+def test_batches_can_be_read_in_any_order_and_by_a_shorter_run(cache, corpus):
+    batches = every_batch(replace(CONFIG, steps=4))
+    forward, backward = (CachedTopK(cache, corpus, replace(CONFIG, steps=4), CONTEXT) for _ in range(2))
+    looks = {batch: forward.predict(tokens_of(corpus, *batch), *batch) for batch in batches}
+    for batch in reversed(batches):
+        seen = backward.predict(tokens_of(corpus, *batch), *batch)
+        assert torch.equal(seen.log_probs, looks[batch].log_probs)
+        assert torch.equal(seen.ids, looks[batch].ids)
+
+
+@pytest.mark.parametrize("kind", ["forward", "reverse", "jsd", "skew", "tv"])
+def test_a_student_learns_from_it_as_from_the_teacher(cache, teacher, corpus, kind):
+    tokens_BL, stored = tokens_of(corpus, 4, 1), CachedTopK(cache, corpus, CONFIG, CONTEXT)
+    with torch.no_grad():
+        live = top_k(teacher(tokens_BL)[0], K)
+    student = torch.randn(*tokens_BL.shape, 256)
+    losses = [
+        sparse_kd_loss(student, top, kind=kind, alpha=0.0) for top in (live, stored.predict(tokens_BL, 4, 1))
+    ]
+    torch.testing.assert_close(losses[1], losses[0], rtol=2e-3, atol=0)
+
+
+class Saying(GPT):
+    """A teacher that says the same of every token."""
+
+    def __init__(self, logits_V):
+        size = {"dim": 4, "n_layers": 1, "n_heads": 2, "context": CONTEXT, "hidden_dim": 4}
+        super().__init__(ModelConfig(vocab_size=len(logits_V), **size))
+        self.logits_V = logits_V
+
+    def forward(self, tokens_BL, cache=None):
+        return self.logits_V.expand(*tokens_BL.shape, -1), []
+
+
+def said(teacher, corpus, folder, k):
+    """What a cache makes of a teacher who always says the same: log_probs (K,) and ids (K,)."""
+    config = replace(CONFIG, steps=1)
+    write(folder, teacher, corpus, config, k)
+    seen = CachedTopK(folder, corpus, config, CONTEXT).predict(tokens_of(corpus, 0, 0), 0, 0)
+    return seen.log_probs[1, -1], seen.ids[1, -1]
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "dtype", "id_bytes"),
+    [(256, torch.uint8, 1), (257, torch.int16, 2), (2**15, torch.int16, 2), (2**15 + 1, torch.int32, 4)],
+)
+def test_ids_take_the_fewest_bytes_that_hold_them(corpus, tmp_path, vocabulary, dtype, id_bytes):
+    last = vocabulary - torch.arange(1, 4)
+    logits_V = torch.zeros(vocabulary).index_put((last,), torch.tensor([9.0, 8.0, 7.0]))
+    _, ids_K = said(Saying(logits_V), corpus, tmp_path, 3)
+    assert torch.equal(ids_K, last)
+    tensors = load_file(tmp_path / "piece-00000.safetensors")
+    assert tensors["ids"].dtype == dtype
+    n_tokens = 2 * 2 * CONTEXT
+    assert tensors["ids"].nbytes + tensors["log_probs"].nbytes == (2 + id_bytes) * 3 * n_tokens
+
+
+def test_what_float16_keeps_and_what_it_does_not(corpus, tmp_path):
+    logits_V = torch.full((256,), -torch.inf)
+    logits_V[:7] = torch.tensor([0.0, -13.0, -14.0, -17.3, -1000.3, -65_000.0, -70_000.0])
+    log_probs_K, ids_K = said(Saying(logits_V), corpus, tmp_path, 9)
+    assert ids_K[:7].tolist() == list(range(7))
+    exact_K = top_k(logits_V, 6).log_probs.double()  # what was rounded; the first is -3e-6
+    bound_K = (2**-11 * exact_K.abs()).clamp(min=2**-25)
+    error_K = (log_probs_K[:6].double() - exact_K).abs()
+    assert (error_K <= bound_K).all(), (error_K, bound_K)
+    assert (log_probs_K[6:] == -torch.inf).all()  # beyond float16, and those that never come
+    assert F.log_softmax(logits_V.double(), -1)[6].exp() == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_on_an_accelerator_too(teacher, corpus, tmp_path):
+    write(tmp_path, teacher, corpus, device="cuda")
+    assert teacher.embedding.weight.device.type == "cpu"
+    tokens_BL, stored = tokens_of(corpus, 4, 1), CachedTopK(tmp_path, corpus, CONFIG, CONTEXT)
+    here, there = stored.predict(tokens_BL, 4, 1), stored.predict(tokens_BL.cuda(), 4, 1)
+    assert there.ids.is_cuda
+    assert torch.equal(there.ids.cpu(), here.ids)
+    assert torch.equal(there.log_probs.cpu(), here.log_probs)
+    with torch.no_grad():
+        live = top_k(teacher(tokens_BL)[0], K)
+    torch.testing.assert_close(here.log_probs.float(), live.log_probs, rtol=2**-10, atol=1e-4)
+
+
+# ---- what it takes
+
+
+def test_the_size_on_the_disk_is_predicted_and_told(tiny_dense, corpus, tmp_path):
+    teacher, config = GPT(tiny_dense), replace(CONFIG, batch_size=8)
+    settings = settings_for(teacher, corpus, config, 16, 1.0, 3)
+    told = write(tmp_path, teacher, corpus, config, 16)
+    tensors = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
+    assert 7 * settings.step_bytes < tensors < 1.05 * 7 * settings.step_bytes
+    assert settings.step_bytes == 2 * (8 * CONTEXT * 16 * (2 + 1) + 8)
+    assert told == sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert CachedTopK(tmp_path, corpus, config, CONTEXT).nbytes == told
+
+
+def test_too_little_disk_is_told_before_any_work(teacher, corpus, tmp_path, monkeypatch):
+    def free(n_bytes):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": n_bytes}))
+
+    step = settings_for(teacher, corpus, CONFIG, K, 1.0, 3).step_bytes
+    free(7 * step - 1)
+    with pytest.raises(ShardError, match=rf"needs {7 * step:,} more bytes .* {7 * step - 1:,} are free"):
+        write(tmp_path, teacher, corpus)
+    assert teacher.answers == 0
+    write(tmp_path, teacher, corpus, k=K - 1)  # the remedy: the folder is not yet claimed for the larger one
+    (tmp_path / "piece-00001.safetensors").unlink()
+    step = settings_for(teacher, corpus, CONFIG, K - 1, 1.0, 3).step_bytes
+    free(3 * step - 1)
+    with pytest.raises(ShardError, match=rf"needs {3 * step:,} more bytes"):
+        write(tmp_path, teacher, corpus, k=K - 1)
+    free(3 * step)  # to go on takes only what is missing
+    write(tmp_path, teacher, corpus, k=K - 1)
+
+
+def test_files_are_opened_when_needed_one_at_a_time_and_checked_once(cache, corpus, monkeypatch):
+    opened, checked = [], []
+    open_file, checksum = cache_module.safe_open, shards.checksum
+    monkeypatch.setattr(
+        cache_module, "safe_open", lambda file, **how: opened.append(file.stem) or open_file(file, **how)
+    )
+    monkeypatch.setattr(shards, "checksum", lambda file: checked.append(file.stem) or checksum(file))
+    stored = CachedTopK(cache, corpus, CONFIG, CONTEXT)
+    assert opened == checked == []
+    for _ in range(2):
+        for step, micro in every_batch():
+            stored.predict(tokens_of(corpus, step, micro), step, micro)
+    assert checked == FILES
+    assert opened == FILES * 2
+
+
+def test_checksums_are_those_of_sha256sum(cache):
+    for name in FILES:
+        digest = hashlib.sha256((cache / f"{name}.safetensors").read_bytes()).hexdigest()
+        assert (cache / f"{name}.sha256").read_text() == f"{digest}  {name}.safetensors\n"
+
+
+# ---- stopped and gone on with
+
+
+@pytest.mark.parametrize(("answers", "kept"), [(0, 0), (5, 0), (6, 1), (8, 1), (13, 2)])
+def test_a_stopped_cache_goes_on_to_the_same_bytes(cache, teacher, corpus, tmp_path, answers, kept):
+    folder, steps = tmp_path / "stopped", []
+    teacher.train()
+    teacher.answers, teacher.stop_at = 0, answers
+    with pytest.raises(KeyboardInterrupt):
+        write(folder, teacher, corpus)
+    assert teacher.training  # put back all the same
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert len(before) == 1 + 2 * kept
+    teacher.answers, teacher.stop_at = 0, -1
+    write(folder, teacher, corpus, progress=lambda done, of: steps.append((done, of)))
+    assert contents(folder) == contents(cache)
+    assert teacher.answers == 2 * (7 - 3 * kept)
+    assert steps == [(step + 1, 7) for step in range(3 * kept, 7)]
+    assert all((folder / name).stat().st_mtime_ns == time for name, time in before.items())
+    teacher.answers = 0
+    write(folder, teacher, corpus)
+    assert teacher.answers == 0
+
+
+def instead(monkeypatch, suffix, action):
+    """Do this in place of writing text to the files that end so; the others are written."""
+    as_ever = shards.write_atomically
+    monkeypatch.setattr(
+        shards,
+        "write_atomically",
+        lambda path, text: (action if path.suffix == suffix else as_ever)(path, text),
+    )
+
+
+def half(path, text):
+    path.with_name(path.name + ".tmp").write_text(text[: len(text) // 2])
+    raise KeyboardInterrupt
+
+
+def stop_in_the_mark(monkeypatch):
+    instead(monkeypatch, ".json", half)
+
+
+def stop_after_the_mark(monkeypatch):
+    monkeypatch.setattr(shards, "flush", stop)
+
+
+def stop_in_a_file(monkeypatch):
+    def half(tensors, path):
+        path.with_name(path.name + ".tmp").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shards, "write_tensors", half)
+
+
+def stop_before_its_checksum(monkeypatch):
+    instead(monkeypatch, ".sha256", stop)
+
+
+def stop_in_its_checksum(monkeypatch):
+    instead(monkeypatch, ".sha256", half)
+
+
+def stop(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        stop_in_the_mark,
+        stop_after_the_mark,
+        stop_in_a_file,
+        stop_before_its_checksum,
+        stop_in_its_checksum,
+    ],
+)
+def test_a_kill_at_any_moment_of_writing_leaves_nothing_half_and_trusted(
+    cache, teacher, corpus, tmp_path, monkeypatch, moment
+):
+    folder = tmp_path / "killed"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        moment(patch)
+        write(folder, teacher, corpus)
+    with pytest.raises(ShardError, match=r"holds no pieces|0 of 3 pieces are in"):
+        CachedTopK(folder, corpus, CONFIG, CONTEXT)
+    write(folder, teacher, corpus)
+    assert contents(folder) == contents(cache)
+
+
+@pytest.mark.parametrize("part", ["safetensors", "sha256"])
+@pytest.mark.parametrize("damage", ["flipped", "binary", "cut", "empty", "missing"])
+def test_a_damaged_file_is_named_and_alone_redone(cache, teacher, corpus, part, damage):
+    whole, path = contents(cache), cache / f"{FILES[1]}.{part}"
+    if damage == "flipped":
+        flip(path, 0.3)
+    elif damage == "binary":
+        path.write_bytes(b"\xff" + whole[path.name][1:])
+    elif damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(whole[path.name][: len(whole[path.name]) // 2 if damage == "cut" else 0])
+    looks_like = (
+        r"is damaged .*remove it and write .*only that file" if damage != "missing" else r"is missing"
+    )
+    with pytest.raises(ShardError, match=rf"{FILES[1]}.safetensors {looks_like}"):
+        stored = CachedTopK(cache, corpus, CONFIG, CONTEXT)
+        stored.predict(tokens_of(corpus, 2, 1), 2, 1)  # of a file that is whole
+        stored.predict(tokens_of(corpus, 3, 0), 3, 0)
+    teacher.answers = 0
+    path.unlink(missing_ok=True)  # the remedy
+    write(cache, teacher, corpus)
+    assert teacher.answers == 2 * 3
+    assert contents(cache) == whole
+
+
+def test_a_damaged_file_is_redone_though_nobody_removed_it(cache, teacher, corpus):
+    whole = contents(cache)
+    flip(cache / f"{FILES[0]}.safetensors")
+    write(cache, teacher, corpus)
+    assert contents(cache) == whole
+
+
+def test_a_file_that_vanishes_later_is_missing(cache, corpus):
+    stored = CachedTopK(cache, corpus, CONFIG, CONTEXT)
+    (cache / f"{FILES[2]}.safetensors").unlink()
+    with pytest.raises(ShardError, match=r"piece-00002.* is missing: 2 of 3 pieces .*again with the same"):
+        stored.predict(tokens_of(corpus, 6, 0), 6, 0)
+    with pytest.raises(ShardError, match=r"piece-00002.* is missing"):
+        CachedTopK(cache, corpus, CONFIG, CONTEXT)
+
+
+@pytest.mark.parametrize("writer", ["tensors", "checksum"])
+def test_a_disk_that_fills_up_is_told_and_the_rest_kept(teacher, corpus, tmp_path, monkeypatch, writer):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    message = r"could not write \S+ \(\[Errno 28\] No space left on device\); free some .*: it goes on there$"
+    with monkeypatch.context() as patch:
+        if writer == "tensors":
+            patch.setattr(tensor_files, "save_file", full)
+        else:
+            instead(patch, ".sha256", full)
+        with pytest.raises(ShardError, match=message):
+            write(tmp_path / "files", teacher, corpus)
+        instead(patch, ".json", full)
+        with pytest.raises(ShardError, match=message):
+            write(tmp_path / "mark", teacher, corpus)
+    for name in ("files", "mark"):
+        write(tmp_path / name, teacher, corpus)
+        CachedTopK(tmp_path / name, corpus, CONFIG, CONTEXT)
+
+
+# ---- what does not fit
+
+
+def test_a_part_of_the_steps_is_not_enough(teacher, corpus, tmp_path):
+    teacher.stop_at = 8
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, teacher, corpus)
+    with pytest.raises(ShardError, match=r"piece-00001.* is missing: 1 of 3 pieces are in .*it goes on"):
+        CachedTopK(tmp_path, corpus, CONFIG, CONTEXT)
+    CachedTopK(tmp_path, corpus, replace(CONFIG, steps=3), CONTEXT)  # has all that it needs
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("k", 4, r"with k = 5, now it is 4"),
+        ("temperature", 2.0, r"with temperature = 1\.0, now it is 2\.0"),
+        ("steps_per_file", 2, r"with steps_per_file = 3, now it is 2"),
+        ("seed", 4, r"with seed = 3, now it is 4"),
+        ("batch_size", 3, r"with batch_size = 2, now it is 3"),
+        ("accumulate", 1, r"with accumulate = 2, now it is 1"),
+        ("steps", 8, r"with steps = 7, now it is 8"),
+    ],
+)
+def test_a_cache_with_other_settings_is_not_gone_on_with(cache, teacher, corpus, name, value, message):
+    config, options = (CONFIG, {name: value}) if not hasattr(CONFIG, name) else (
+        replace(CONFIG, **{name: value}), {}
+    )  # fmt: skip
+    whole, teacher.answers = contents(cache), 0
+    with pytest.raises(ShardError, match=message + r"; use the same, or write into another folder"):
+        write(cache, teacher, corpus, config, **options)
+    assert teacher.answers == 0
+    assert contents(cache) == whole
+
+
+def test_a_cache_of_another_text_or_teacher_is_not_gone_on_with(cache, teacher, corpus):
+    with pytest.raises(ShardError, match=r"with corpus = a fingerprint, now it is another;"):
+        write(cache, teacher, replace(corpus, fingerprint="another"))
+    before = read_settings(cache)["teacher"]["fingerprint"]
+    with torch.no_grad():
+        teacher.blocks[0].attention_norm.weight[3] += 1e-6
+    with pytest.raises(
+        ShardError, match=rf"with the teacher's fingerprint = {before}, now it is (?!{before})"
+    ):
+        write(cache, teacher, corpus)
+
+
+def test_the_same_weights_used_otherwise_are_another_teacher(cache, teacher, corpus):
+    other = GPT(replace(teacher.config, n_heads=4))
+    other.load_state_dict(teacher.state_dict())
+    with pytest.raises(ShardError, match=r"with the teacher's n_heads = 2, now it is 4"):
+        write(cache, other, corpus)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 4}, r"with seed = 3, now it is 4; use the same"),
+        ({"batch_size": 3}, r"with batch_size = 2, now it is 3"),
+        ({"accumulate": 1}, r"with accumulate = 2, now it is 1"),
+        ({"steps": 8}, r"steps \(8\) must be from 1 to 7, .*larger cache in another folder"),
+        ({"context": 8}, r"with context = 16, now it is 8"),
+        ({"temperature": 2.0}, r"with temperature = 1\.0, now it is 2\.0"),
+        ({"temperature": 0.0}, r"with temperature = 1\.0, now it is 0\.0"),
+        ({"k": K + 1}, r"k \(6\) must be from 1 to 5, .*larger cache"),
+        ({"k": 0}, r"k \(0\) must be from 1 to 5"),
+        ({"text": "another"}, r"with corpus = a fingerprint, now it is another"),
+    ],
+)
+def test_a_student_of_another_run_is_refused(cache, corpus, changes, message):
+    changes = {"text": corpus.fingerprint, "context": CONTEXT} | changes
+    text, context = changes.pop("text"), changes.pop("context")
+    config = replace(CONFIG, **{name: value for name, value in changes.items() if hasattr(CONFIG, name)})
+    options = {name: value for name, value in changes.items() if not hasattr(CONFIG, name)}
+    with pytest.raises(ShardError, match=message):
+        CachedTopK(cache, replace(corpus, fingerprint=text), config, context, **options)
+
+
+def test_what_decides_no_batch_may_differ(cache, corpus):
+    config = replace(CONFIG, lr=1e-4, warmup=0, average=0.1, steps=5)
+    CachedTopK(cache, corpus, config, CONTEXT).predict(tokens_of(corpus, 4, 1), 4, 1)
+
+
+@pytest.mark.parametrize(("step", "micro"), [(7, 0), (-1, 0), (0, 2), (0, -1)])
+def test_a_batch_beyond_the_cache_is_refused(cache, corpus, step, micro):
+    stored = CachedTopK(cache, corpus, CONFIG, CONTEXT)
+    with pytest.raises(ShardError, match=rf"step {step}, micro-batch {micro} is not in .*7 steps of 2"):
+        stored.predict(tokens_of(corpus, 0, 0), step, micro)
+
+
+def test_tokens_that_the_teacher_did_not_see_are_refused(cache, corpus):
+    stored, tokens_BL = CachedTopK(cache, corpus, CONFIG, CONTEXT), tokens_of(corpus, 2, 1)
+    changed_BL = tokens_BL.clone()
+    changed_BL[1, 9] += 1
+    for other, step, micro in (
+        (changed_BL, 2, 1),
+        (tokens_BL.view(1, -1), 2, 1),  # the same bytes in another shape
+        (tokens_BL.flip(0), 2, 1),
+        (tokens_BL, 2, 0),
+        (tokens_BL, 1, 1),
+        (tokens_BL, 5, 1),  # the same row of another file
+    ):
+        with pytest.raises(ShardError, match=rf"not those of step {step}, micro-batch {micro} in .*digest"):
+            stored.predict(other, step, micro)
+    stored.predict(tokens_BL.t().contiguous().t().int(), 2, 1)  # neither strides nor dtype matter
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 0}, r"k \(0\) must be from 1 to 256"),
+        ({"k": 257}, r"k \(257\) must be from 1 to 256"),
+        ({"temperature": 0.0}, r"temperature \(0\.0\) must be above 0"),
+        ({"temperature": -1.0}, r"temperature \(-1\.0\) must be above 0"),
+        ({"temperature": float("nan")}, r"temperature \(nan\) must be above 0"),
+        ({"temperature": float("inf")}, r"temperature \(inf\) must be above 0 and finite"),
+        ({"context": 0}, r"context \(0\) must be from 1 to 16, the teacher's"),
+        ({"context": 17}, r"context \(17\) must be from 1 to 16, the teacher's"),
+        ({"steps_per_file": 0}, r"steps_per_file \(0\) must be at least 1"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(teacher, corpus, tmp_path, options, message):
+    with pytest.raises(ShardError, match=message):
+        write(tmp_path / "cache", teacher, corpus, **options)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_text_that_is_too_short_is_refused(teacher, corpus, tmp_path):
+    short = replace(corpus, train=tuple(data[:10] for data in corpus.train))
+    with pytest.raises(ValueError, match=r"has 10 bytes of training text, a sequence needs"):
+        write(tmp_path / "cache", teacher, short)
+
+
+def test_a_folder_of_something_else_is_left_alone(teacher, corpus, tmp_path):
+    (tmp_path / "thesis.txt").write_text("all my work")
+    with pytest.raises(ShardError, match=r"something else \(thesis\.txt; 1 in all\).* an empty folder"):
+        write(tmp_path, teacher, corpus)
+    with pytest.raises(ShardError, match=r"thesis\.txt is a file; choose a folder"):
+        write(tmp_path / "thesis.txt", teacher, corpus)
+    for nothing in (tmp_path, tmp_path / "nowhere", tmp_path / "thesis.txt"):
+        with pytest.raises(
+            ShardError, match=r"holds no pieces \(pieces\.json is missing\); write them first"
+        ):
+            CachedTopK(nothing, corpus, CONFIG, CONTEXT)
+    assert contents(tmp_path) == {"thesis.txt": b"all my work"}
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"sha256": 1}', "half", "edited"])
+def test_a_damaged_mark_is_named_with_the_remedy(cache, teacher, corpus, content):
+    mark = cache / "pieces.json"
+    text = mark.read_text()
+    shown = {"half": text[: len(text) // 2], "edited": text.replace('"seed": 3', '"seed": 4')}
+    mark.write_text(shown.get(content, content))
+    for use in (
+        lambda: CachedTopK(cache, corpus, CONFIG, CONTEXT),
+        lambda: write(cache, teacher, corpus),
+    ):
+        with pytest.raises(ShardError, match=r"pieces\.json is damaged .*remove .*cache and write"):
+            use()
+
+
+def test_a_cache_and_a_written_text_are_not_taken_for_each_other(cache, teacher, corpus, tmp_path):
+    lesson = DistillConfig(signal="labels", data_source="teacher", prompt=4, teacher_tokens=30)
+    with pytest.raises(ShardError, match=r"cache was made with kind = cache, now it is text"):
+        write_text(teacher, corpus, CONTEXT, lesson, 3, cache)
+    write_text(teacher, corpus, CONTEXT, lesson, 3, tmp_path / "text")
+    for use in (
+        lambda: CachedTopK(tmp_path / "text", corpus, CONFIG, CONTEXT),
+        lambda: write(tmp_path / "text", teacher, corpus),
+    ):
+        with pytest.raises(ShardError, match=r"text was made with kind = text, now it is cache"):
+            use()
+
+
+def write_mark(folder, content):
+    total = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    (folder / "pieces.json").write_text(json.dumps(content | {"sha256": total}))
+
+
+def test_a_setting_that_was_not_written_down_differs(cache, teacher, corpus):
+    content = read_settings(cache) | {"format": 1}
+    del content["seed"]
+    write_mark(cache, content)
+    for use in (
+        lambda: CachedTopK(cache, corpus, CONFIG, CONTEXT),
+        lambda: write(cache, teacher, corpus),
+    ):
+        with pytest.raises(ShardError, match=r"with seed = None, now it is 3"):
+            use()
+
+
+def test_another_format_is_refused(cache, teacher, corpus):
+    write_mark(cache, read_settings(cache) | {"format": 99, "unheard": "of"})
+    with pytest.raises(ShardError, match=r"has format 99, this version reads 1"):
+        CachedTopK(cache, corpus, CONFIG, CONTEXT)

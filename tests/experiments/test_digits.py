@@ -1,0 +1,395 @@
+"""Digits: networks side by side against plain torch, one at a time; and what the tables are for."""
+
+import itertools
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+
+pytest.importorskip("sklearn")
+from sklearn.datasets import load_digits
+from sklearn.metrics import accuracy_score, recall_score
+
+from minimoe.experiments.digits import tables as digits_report
+from minimoe.experiments.digits.networks import (
+    Images,
+    Networks,
+    draw,
+    load_images,
+    moved,
+    raise_bias,
+    train_networks,
+    train_teachers,
+)
+from minimoe.experiments.digits.tables import (
+    LOSSES,
+    RATES,
+    by_temperature,
+    count_errors,
+    plot_dark_knowledge,
+    recall,
+    search_rates,
+    train_students,
+    unseen,
+)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def teachers():
+    torch.set_num_threads(1)
+    return train_teachers(seeds=3, steps=300)
+
+
+def cells(numbers) -> dict[str, list[str]]:
+    assert all(len(row) == len(numbers.headings) for row in numbers.rows)
+    return {row[0]: row[1:] for row in numbers.rows}
+
+
+def mean(cell: str) -> float:
+    return float(cell.split(" ")[0])
+
+
+# the images
+
+
+def test_every_image_is_either_trained_or_tested_on():
+    images = load_images()
+    pixels, labels = load_digits(return_X_y=True)
+    assert [len(x) for x in images] == [897, 897, 900, 900]
+    ours = np.concatenate([torch.cat(images[::2]).numpy() * 16, torch.cat(images[1::2])[:, None]], axis=1)
+    given = np.concatenate([pixels, labels[:, None]], axis=1)
+    assert (ours[np.lexsort(ours.T)] == given[np.lexsort(given.T)]).all()  # pixels with their labels
+    assert torch.equal(images.test_ND, load_images().test_ND)
+    assert torch.equal(images.test_ND[-10:], load_images(10).test_ND)
+    assert not np.array_equal(images.train_N[:100], labels[:100])  # in the file a writer's stand together
+
+
+def test_without_scikit_learn_the_remedy_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ValueError, match="the digits come with scikit-learn; pip install scikit-learn"):
+        load_images()
+
+
+@pytest.mark.parametrize("n_test", [0, 1797])
+def test_an_impossible_split_is_refused(n_test):
+    with pytest.raises(ValueError, match=rf"n_test \({n_test}\) must be between 1 and 1796"):
+        load_images(n_test)
+
+
+def test_moved_images_are_those_of_numpy():
+    x = torch.rand(2, 3, 64)
+    for view, (down, right) in zip(moved(x), itertools.product((1, 0, -1), repeat=2), strict=True):
+        padded = np.pad(x.view(2, 3, 8, 8).numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)))
+        expected = np.roll(padded, (down, right), axis=(2, 3))[:, :, 1:-1, 1:-1]
+        assert np.array_equal(view.view(2, 3, 8, 8), expected)
+    assert torch.equal(moved(x)[4], x)
+
+
+# the networks
+
+
+def test_networks_are_plain_ones_side_by_side():
+    networks, x = Networks(3, (64, 7, 5, 10), generator=seeded()), torch.rand(4, 64)
+    for seed, logits in enumerate(networks(x)):
+        h = x
+        for layer, (weight, bias) in enumerate(zip(networks.weights, networks.biases, strict=True)):
+            h = F.linear(F.relu(h) if layer else h, weight[seed].T, bias[seed, 0])
+        torch.testing.assert_close(logits, h)
+    assert not torch.equal(networks.weights[0][0], networks.weights[0][1])
+    spread = networks.weights[1].detach().std().item()
+    assert spread == pytest.approx((2 / 7) ** 0.5, rel=0.2)  # He's: their outputs keep size
+
+
+def test_dropout_leaves_out_hidden_numbers_alone_and_only_in_training():
+    x, before = torch.rand(500, 64), torch.get_rng_state()
+    networks = Networks(2, (64, 40, 10), dropout=0.2, generator=seeded())
+    with torch.no_grad():
+        networks.weights[0].zero_()
+        networks.biases[0].fill_(1.0)
+        networks.weights[1].fill_(1.0)
+        kept = networks(x) * 0.8  # how many of the 40
+    torch.testing.assert_close(kept, kept.round(), rtol=0, atol=1e-4)
+    assert kept.mean().item() == pytest.approx(32, abs=0.5)
+    assert kept.std() > 1
+    torch.testing.assert_close(networks.eval()(x), torch.full((2, 500, 10), 40.0))
+    straight = Networks(1, (64, 10), dropout=0.9, generator=seeded())
+    assert torch.equal(straight(x), straight(x))  # pixels stay
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def hinton(logits, label, teacher, temperature, alpha):
+    """Section 2 of the paper, by torch's own losses."""
+    hard = F.cross_entropy(logits, label)
+    told = (teacher / temperature).log_softmax(-1)
+    soft = F.kl_div((logits / temperature).log_softmax(-1), told, reduction="batchmean", log_target=True)
+    return alpha * hard + (1 - alpha) * temperature**2 * soft
+
+
+@pytest.mark.parametrize("lesson", [None, (1.0, 0.0), (4.0, 0.0), (4.0, 0.5)])
+def test_training_is_that_of_each_network_alone(lesson):
+    """With one image each, every batch is known."""
+    x, labels, told = torch.rand(3, 1, 64), torch.tensor([[3], [8], [1]]), 3 * torch.randn(3, 1, 10)
+    temperature, alpha = lesson or (1.0, 1.0)
+    networks = train_networks(
+        (9,), x, labels, seed=5, rate=0.02, steps=60, teacher_SNC=told if lesson else None,
+        temperature=temperature, alpha=alpha,
+    )  # fmt: skip
+    start = Networks(3, (64, 9, 10), generator=seeded(5))
+    for seed in range(3):
+        parts = zip(start.weights, start.biases, strict=True)
+        parameters = [p[seed].detach().clone().requires_grad_() for pair in parts for p in pair]
+        optimizer = torch.optim.Adam(parameters)
+        for step in range(60):
+            optimizer.param_groups[0]["lr"] = 0.02 * (1 - step / 60)
+            w1, b1, w2, b2 = parameters
+            logits = F.relu(x[seed] @ w1 + b1) @ w2 + b2
+            loss = hinton(logits, labels[seed], told[seed], temperature, alpha)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        trained = itertools.chain(*zip(networks.weights, networks.biases, strict=True))
+        for actual, expected in zip(trained, parameters, strict=True):
+            torch.testing.assert_close(actual[seed], expected, rtol=1e-5, atol=1e-5)
+    assert not networks.training
+
+
+def test_distilled_and_alone_start_alike_and_see_the_same_batches():
+    images = load_images()
+    x, labels = images.train_ND[:400].view(2, 200, 64), images.train_N[:400].view(2, 200)
+    settings = {"seed": 3, "rate": 0.01, "steps": 20, "batch": 16}
+    alone = train_networks((9,), x, labels, **settings)
+    mixed = train_networks((9,), x, labels, teacher_SNC=torch.randn(2, 200, 10), alpha=1.0, **settings)
+    for one, other in zip(alone.parameters(), mixed.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+    seed, other = (
+        train_networks((9,), x, labels, **settings | {"seed": s}).biases[0].detach() for s in (3, 4)
+    )
+    assert torch.equal(seed, alone.biases[0].detach())
+    assert not torch.equal(seed, other)
+
+
+def test_each_network_is_told_of_its_own_images():
+    """Labels and a teacher that both say which image it is: learned only if images and both stay together."""
+    x, labels = torch.rand(2, 10, 64), torch.stack([torch.arange(10), torch.arange(10).flip(0)])
+    told = 9 * F.one_hot(labels, 10).float()
+    for lesson in ({}, {"teacher_SNC": told, "temperature": 2.0}):
+        networks = train_networks((64,), x, labels, seed=0, rate=0.02, steps=150, batch=8, **lesson)
+        assert torch.equal(networks(x).argmax(-1), labels)
+
+
+def test_jitter_moves_that_share_of_the_images(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        Networks, "forward", lambda self, x: seen.append(x) or x[..., :10] @ self.weights[0][:, :10]
+    )
+    x = torch.rand(1, 1, 64) + 0.5
+    for jitter, least, most in (
+        (0.0, 0, 0),
+        (0.25, 0.17, 0.28),
+        (1.0, 0.84, 0.94),
+    ):  # 1 place of 9 is its own
+        seen.clear()
+        train_networks(
+            (), x.expand(1, 50, 64), torch.zeros(1, 50).long(), seed=0, rate=0.0, steps=40, jitter=jitter
+        )
+        away = (torch.cat(seen) != x).any(-1).float().mean().item()
+        assert least <= away <= most
+
+
+@pytest.mark.parametrize("what", ["seeds", "images", "steps", "batch"])
+def test_nothing_to_train_is_refused(what):
+    n = {"seeds": 1, "images": 1, "steps": 1, "batch": 1} | {what: 0}
+    with pytest.raises(ValueError, match=rf"{what} \(0\) must be at least 1"):
+        train_networks(
+            (4,), torch.rand(n["seeds"], n["images"], 64), torch.zeros(n["seeds"], n["images"]).long(),
+            seed=0, rate=0.1, steps=n["steps"], batch=n["batch"],
+        )  # fmt: skip
+
+
+def test_no_seed_is_refused():
+    with pytest.raises(ValueError, match=r"seeds \(0\) must be at least 1"):
+        train_teachers(seeds=0)
+
+
+# the measures
+
+
+def test_errors_and_recall_are_those_of_scikit_learn():
+    logits, labels = torch.randn(3, 200, 10), torch.randint(10, (200,))
+    for seed in range(3):
+        read = logits[seed].argmax(-1)
+        assert count_errors(logits, labels)[seed] == round(200 * (1 - accuracy_score(labels, read)))
+        expected = recall_score(labels, read, labels=[3, 7], average="micro")
+        assert recall(logits, labels, (3, 7))[seed].item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("digits", [(3,), (0, 1, 2, 3, 4, 5, 6, 9)])
+def test_a_raised_bias_gives_the_digits_their_share(digits):
+    logits = torch.randn(4, 1000, 10) - 5 * torch.isin(torch.arange(10), torch.tensor(digits))
+    bias = raise_bias(logits, digits, len(digits) / 10)
+    assert bias.shape == (4,)
+    for seed in range(4):
+        raised = logits[seed].numpy().copy()
+        raised[:, list(digits)] += bias[seed].item()
+        assert np.isin(raised.argmax(-1), digits).sum() == pytest.approx(100 * len(digits), abs=1)
+
+
+# the tables
+
+
+def test_each_seed_draws_its_own_images(teachers):
+    rows = draw(teachers, 100)
+    assert rows.shape == (3, 100)
+    assert all(len(set(row)) == 100 and 0 <= min(row) <= max(row) < 897 for row in rows.tolist())
+    assert len({tuple(row) for row in rows.tolist()}) == 3
+    assert not torch.equal(rows, draw(teachers._replace(seed=1), 100))
+    assert draw(teachers, 897).sort().values.tolist() == [list(range(897))] * 3
+
+
+def test_no_student_starts_as_a_teacher_did(teachers, monkeypatch):
+    used, train = [], digits_report.train_networks
+    monkeypatch.setattr(
+        digits_report, "train_networks", lambda *a, **k: used.append(k["seed"]) or train(*a, **k)
+    )
+    for seed in range(4):
+        train_students(teachers._replace(seed=seed), (8,), "labels alone", draw(teachers, 10), steps=1)
+    monkeypatch.setattr(
+        "minimoe.experiments.digits.networks.train_networks",
+        lambda *a, **k: used.append(k["seed"]) or train(*a, **k),
+    )
+    for seed in range(4):
+        train_teachers(teachers.images, seeds=1, seed=seed, steps=1)
+    assert len(set(used)) == 8
+
+
+def test_few_images_are_where_a_teacher_helps(teachers):
+    few, everything = draw(teachers, 100), draw(teachers, 897)
+    wrong = {
+        (loss, len(rows[0])): count_errors(
+            train_students(teachers, (64, 64), loss, rows, steps=150)[1], teachers.images.test_N
+        )
+        for loss in ("labels alone", "teacher, T = 4")
+        for rows in (few, everything)
+    }
+    assert (wrong["teacher, T = 4", 100] < wrong["labels alone", 100]).all()
+    gain_few, gain_all = (wrong["labels alone", n] - wrong["teacher, T = 4", n] for n in (100, 897))
+    assert gain_few.mean() > 3 * gain_all.mean()
+
+
+def test_the_table_of_temperatures(teachers):
+    table = by_temperature(teachers, 50, steps=5)
+    assert (table.name, table.headings) == ("digits-50", ["taught by", "64+64", "16", "8"])
+    found = cells(table)
+    assert list(found) == ["the teacher itself", *LOSSES]
+    own = count_errors(teachers.test_SNC, teachers.images.test_N)
+    assert found["the teacher itself"] == [f"{own.mean():.1f} ±{own.std():.1f}", "", ""]
+    alone, taught = (
+        count_errors(train_students(teachers, (8,), loss, draw(teachers, 50), 5)[1], teachers.images.test_N)
+        for loss in ("labels alone", "teacher, T = 8")
+    )
+    assert found["labels alone"][2] == f"{alone.all_reduce_mean():.1f} ±{alone.std():.1f}"
+    fewer = sum(b < a for a, b in zip(alone.tolist(), taught.tolist(), strict=True))
+    assert found["teacher, T = 8"][2] == f"{taught.mean():.1f} ±{taught.std():.1f} ({fewer})"
+    assert "900 test images, 3 seeds" in table.about
+    assert by_temperature(teachers, None, steps=1).name == "digits-897"
+
+
+def test_a_tie_is_no_win(teachers, monkeypatch):
+    same = (teachers.train_SNC, teachers.test_SNC)
+    monkeypatch.setattr(digits_report, "train_students", lambda *a, **k: same)
+    assert cells(by_temperature(teachers))["teacher, T = 1"][0].endswith("(0)")
+
+
+def test_losses_are_what_their_names_say():
+    for name, lesson in LOSSES.items():
+        if lesson is None:
+            assert name == "labels alone"
+        else:
+            temperature, alpha = lesson
+            assert f"T = {temperature:g}" in name
+            assert alpha == (0.5 if "α = ½" in name else 0)
+
+
+def test_tables_repeat_and_differ_by_seed():
+    def table(seed):
+        taught = train_teachers(seeds=2, seed=seed, steps=20)
+        return json.dumps([by_temperature(taught, 20, steps=3).rows, unseen(taught, steps=3).rows])
+
+    assert table(0) == table(0) != table(1)
+
+
+def test_one_seed_has_no_spread():
+    taught = train_teachers(seeds=1, steps=5)
+    table = by_temperature(taught, 20, steps=1)
+    assert "±" not in str(table.rows) + table.about
+    assert "1 seed," in table.about
+
+
+def test_digits_never_seen(teachers):
+    found = cells(unseen(teachers))
+    alone, raised_alone = (found["labels alone" + more] for more in ("", ", bias raised"))
+    told, raised = (found["teacher, T = 8" + more] for more in ("", ", bias raised"))
+    assert alone[1] == alone[3] == "0.0 ±0.0"
+    assert mean(told[1]) > 30
+    assert mean(raised[1]) > 75
+    assert mean(raised[1]) > mean(raised_alone[1]) + 20  # not the shift alone
+    assert mean(raised[3]) > 30 > mean(raised_alone[3])
+    assert mean(raised[0]) < mean(told[0]) < mean(alone[0])
+    assert mean(found["the teacher itself"][1]) > 85
+
+
+def test_the_bias_is_chosen_without_a_look_at_the_test_images(teachers, monkeypatch):
+    chosen_on, choose = [], digits_report.raise_bias
+    monkeypatch.setattr(
+        digits_report, "raise_bias", lambda x, *rest: chosen_on.append(x.shape[1]) or choose(x, *rest)
+    )
+    unseen(teachers, steps=1)
+    assert set(chosen_on) == {len(teachers.images.train_N)}
+
+
+def test_rates_are_searched_without_a_look_at_the_test_images(monkeypatch):
+    def table(spoiled):
+        images = load_images()
+        other = Images(images.train_ND, images.train_N, torch.zeros(900, 64), images.test_N)
+        monkeypatch.setattr(digits_report, "load_images", lambda: other if spoiled else images)
+        return search_rates((0.01,), seeds=1, splits=1, steps=2)
+
+    monkeypatch.setattr(digits_report, "train_teachers", lambda *a, **k: train_teachers(*a, **k, steps=2))
+    assert table(False) == table(True)
+    assert set(cells(table(False))) == {"64+64, 0.01", "16, 0.01", "8, 0.01"}
+    assert all(len(rates) == len(LOSSES) for rates in RATES.values())
+
+
+# the figure
+
+
+def test_the_figure_shows_the_teachers_probabilities(teachers, tmp_path, monkeypatch):
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: figures.append(self) or save(self, *a, **k))
+    plot_dark_knowledge(teachers, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    panels = figures[0].axes
+    labels = [int(picture.get_ylabel().split()[1]) for picture in panels[::2]]
+    assert labels == sorted(set(labels))
+    assert len(labels) == 4
+    for label, picture, bars in zip(labels, panels[::2], panels[1::2], strict=True):
+        shown = torch.tensor(np.asarray(picture.images[0].get_array()), dtype=torch.float32).flatten()
+        place = (teachers.images.test_ND == shown).all(-1).nonzero().item()
+        assert teachers.images.test_N[place] == label
+        for temperature, drawn in zip((1, 4), bars.containers, strict=True):
+            x = teachers.test_SNC[0, place].double().numpy() / temperature
+            expected = np.exp(x) / np.exp(x).sum()
+            heights = [bar.get_height() for bar in drawn]
+            np.testing.assert_allclose(heights, expected, atol=1e-5)
+            assert int(np.argmax(heights)) == label
+            assert [round(bar.get_x() + bar.get_width() / 2) for bar in drawn] == list(range(10))
+            assert drawn.get_label() == f"T = {temperature}"
+        assert expected.max() < 0.9  # softened

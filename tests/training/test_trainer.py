@@ -1,0 +1,255 @@
+"""One step, one evaluation: what they change, and what they must not."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from minimoe.data.corpus import Batch
+from minimoe.distributed.errors import TrainingError
+from minimoe.models.gpt import GPT
+from minimoe.moe.load_balancing import switch_loss
+from minimoe.training.config import TrainConfig
+from minimoe.training.trainer import Trainer, cross_entropy
+
+CONFIG = TrainConfig(steps=20, batch_size=4, warmup=4, eval_sequences=4)
+
+
+def make(model_config, corpus, **changes):
+    torch.manual_seed(0)
+    return Trainer(GPT(model_config), corpus, replace(CONFIG, **changes))
+
+
+def weights(trainer):
+    return {name: p.detach().clone() for name, p in trainer.parameters.items()}
+
+
+def test_a_tiny_model_learns_a_page_by_heart(tiny, corpus, monkeypatch):
+    page = Path(__file__).parents[2].joinpath("LICENSE").read_bytes()[200 : 200 + 8 * 128 + 1]
+    text = torch.tensor(list(page))
+    batch = Batch(text[:-1].view(8, 128), text[1:].view(8, 128), torch.zeros(8, dtype=torch.int64))
+    long = replace(corpus, train=(np.zeros(200, np.uint8),), validation=(np.zeros(200, np.uint8),))
+    model_config = replace(tiny, dim=48, hidden_dim=96, expert_dim=32, context=128)
+    trainer = make(model_config, replace(long, domains=("page",)), steps=200, lr=1e-2)
+    monkeypatch.setattr(trainer, "batch", lambda micro: batch)
+    for _ in range(200):
+        last = trainer.train_step()
+    assert last.loss / math.log(2) < 0.1
+
+
+def test_micro_batches_give_the_gradient_of_one_batch(tiny, corpus, monkeypatch):
+    """Four micro-batches of two sequences, against the same eight in one batch."""
+    parts = make(tiny, corpus, batch_size=2, accumulate=4, clip=1e9)
+    whole = make(tiny, corpus, batch_size=8, clip=1e9)
+    batches = [parts.batch(micro) for micro in range(4)]
+    together = type(batches[0])(*(torch.cat(column) for column in zip(*batches, strict=True)))
+    monkeypatch.setattr(whole, "batch", lambda micro: together)
+    a, b = parts.train_step(), whole.train_step()
+    assert a.loss == pytest.approx(b.loss, rel=1e-6)
+    assert a.grad_norm == pytest.approx(b.grad_norm, rel=1e-5)
+    assert a.tokens == b.tokens == 8 * 16
+    if a.counts_ME is not None:
+        assert torch.equal(a.counts_ME, b.counts_ME)
+        assert a.counts_ME.sum(1).tolist() == [8 * 16 * 2] * 2
+
+
+def test_the_bias_moves_once_a_step_and_never_in_evaluation(tiny_moe, corpus):
+    trainer = make(tiny_moe, corpus, accumulate=3, balance_speed=0.125)
+    trainer.train_step()
+    for moe in trainer.moe_layers:
+        moved = moe.gate.e_score_correction_bias
+        assert set(moved.abs().tolist()) <= {0.0, 0.125}
+        assert moved.abs().max() == 0.125
+    before = [moe.gate.e_score_correction_bias.clone() for moe in trainer.moe_layers]
+    evaluation = trainer.evaluate()
+    for moe, bias in zip(trainer.moe_layers, before, strict=True):
+        assert torch.equal(moe.gate.e_score_correction_bias, bias)
+    assert evaluation.counts_ME.sum(1).tolist() == [2 * 4 * 16 * 2] * 2
+
+
+@pytest.mark.parametrize("balance", ["none", "switch", "sequence", "bias", "bias+sequence"])
+def test_each_balance_method_does_what_it_says(tiny_moe, corpus, balance):
+    weight = None if balance in ("none", "bias") else 10.0
+    trainer = make(tiny_moe, corpus, balance=balance, balance_weight=weight, clip=1e9)
+    plain = make(tiny_moe, corpus, balance="none", clip=1e9)
+    step, reference = trainer.train_step(), plain.train_step()
+    assert step.loss == pytest.approx(reference.loss, rel=1e-6)  # cross-entropy alone
+    moved = max(moe.gate.e_score_correction_bias.abs().max() for moe in trainer.moe_layers)
+    assert (moved > 0) == balance.startswith("bias")
+    if balance in ("none", "bias"):
+        assert step.balance_loss is None
+        assert step.grad_norm == pytest.approx(reference.grad_norm, rel=1e-6)
+    else:
+        assert 0.9 < step.balance_loss < 4  # 1 is even, E / K = 4 all on the same two
+        assert step.grad_norm != pytest.approx(reference.grad_norm, rel=1e-3)
+
+
+def test_the_balance_losses_gradient_is_the_sum_over_layers(tiny_moe, corpus):
+    """Written out once more, on the batch that the trainer drew."""
+    trainer = make(tiny_moe, corpus, balance="switch", balance_weight=0.5, accumulate=1)
+    batch = trainer.batch(0)
+    trainer._backward(0, bf16=False)
+    actual = {name: p.grad.clone() for name, p in trainer.parameters.items()}
+    trainer.model.zero_grad()
+    logits, routings = trainer.model(batch.tokens_BL)
+    loss = cross_entropy(logits, batch.targets_BL) + 0.5 * sum(switch_loss(r) for r in routings)
+    loss.backward()
+    for name, parameter in trainer.parameters.items():
+        torch.testing.assert_close(actual[name], parameter.grad, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("balance", ["switch", "sequence"])
+def test_a_balance_loss_balances(tiny_moe, corpus, balance):
+    """A lopsided gate, with the loss and without."""
+    violations = {}
+    for method in (balance, "none"):
+        weight = None if method == "none" else 1.0
+        trainer = make(
+            tiny_moe, corpus, balance=method, balance_weight=weight, steps=60, warmup=1, lr=1e-2
+        )  # fmt: skip
+        with torch.no_grad():
+            for moe in trainer.moe_layers:
+                moe.gate.weight[:2] *= 8
+        for _ in range(60):
+            trainer.train_step()
+        violations[method] = trainer.evaluate().max_violation
+    assert violations[balance] < 0.5 * violations["none"]
+
+
+def test_loads_are_counted_by_domain(tiny_moe, corpus):
+    evaluation = make(tiny_moe, corpus).evaluate()
+    domains, layers, experts = evaluation.counts_NME.shape
+    assert (domains, layers, experts) == (len(evaluation.domains), 2, 8)
+    assert evaluation.counts_NME.sum(2).tolist() == [[4 * 16 * 2] * 2] * domains
+    assert not torch.equal(evaluation.counts_NME[0], evaluation.counts_NME[1])
+
+
+def test_no_balance_speed_no_bias(tiny_moe, corpus):
+    trainer = make(tiny_moe, corpus, balance_speed=0.0)
+    trainer.train_step()
+    assert all(moe.gate.e_score_correction_bias.abs().max() == 0 for moe in trainer.moe_layers)
+
+
+def test_first_step_equals_adamw_by_hand(tiny_dense, corpus):
+    trainer = make(tiny_dense, corpus, lr=0.01, warmup=0, weight_decay=0.5, clip=1e9)
+    before = weights(trainer)
+    batch = trainer.batch(0)
+    cross_entropy(trainer.model(batch.tokens_BL)[0], batch.targets_BL).backward()
+    gradients = {name: p.grad.clone() for name, p in trainer.parameters.items()}
+    trainer.optimizer.zero_grad()
+    trainer.train_step()
+    for name, p in trainer.parameters.items():
+        decay = 0.5 if before[name].ndim > 1 else 0.0  # matrices only
+        g = gradients[name]
+        expected = before[name] * (1 - 0.01 * decay) - 0.01 * g / (g.abs() + 1e-8)
+        torch.testing.assert_close(p.detach(), expected, rtol=1e-4, atol=2e-5, msg=name)
+
+
+def test_clipping_bounds_what_the_optimizer_sees(tiny_dense, corpus):
+    trainer = make(tiny_dense, corpus, clip=1e-3)
+    seen = []
+    trainer.optimizer.register_step_pre_hook(
+        lambda *_: seen.append(torch.cat([p.grad.flatten() for p in trainer.parameters.values()]).norm())
+    )
+    assert trainer.train_step().grad_norm > 0.1  # reported before clipping
+    assert seen[0].item() == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_warmup_and_cosine_by_hand():
+    config = TrainConfig(steps=110, warmup=10, lr=1.0, final_lr=0.1)
+    assert config.lr_at(0) == pytest.approx(0.1)
+    assert config.lr_at(9) == pytest.approx(1.0)
+    assert config.lr_at(60) == pytest.approx(0.55)  # half-way down
+    assert config.lr_at(110) == pytest.approx(0.1)
+    constant = replace(config, schedule="constant")
+    assert [constant.lr_at(step) for step in (4, 10, 109)] == [0.5, 1.0, 1.0]
+
+
+def test_evaluation_equals_loss_by_hand_and_repeats(tiny, corpus):
+    trainer = make(tiny, corpus, eval_sequences=6)  # batches of four and two
+    for _ in range(3):
+        trainer.train_step()
+    evaluation = trainer.evaluate()
+    for name, batch in zip(corpus.domains, corpus.validation_batches(16, 6, 6), strict=True):
+        log_p = trainer.model(batch.tokens_BL)[0].double().log_softmax(-1)
+        bits = -log_p.gather(-1, batch.targets_BL[..., None]).mean().item() / math.log(2)
+        assert evaluation.domains[name] == pytest.approx(bits, rel=1e-6)
+    assert evaluation.bits_per_byte == pytest.approx(sum(evaluation.domains.values()) / 2)
+    assert trainer.evaluate().domains == evaluation.domains
+
+
+def test_average_is_that_of_the_last_fraction(tiny_dense, corpus):
+    trainer = make(tiny_dense, corpus, average=0.5)
+    expected = weights(trainer)
+    for step in range(1, 9):
+        trainer.train_step()
+        weight = min(1.0, 2.0 / step)
+        expected = {n: a + weight * (trainer.parameters[n].detach() - a) for n, a in expected.items()}
+    for name, average in trainer.average.items():
+        torch.testing.assert_close(average, expected[name])
+        assert not torch.equal(average, trainer.parameters[name]) or average.numel() == 0
+    live = weights(trainer)
+    averaged = trainer.evaluate().bits_per_byte
+    assert all(torch.equal(live[n], p) for n, p in trainer.parameters.items())
+    trainer.average = {}
+    assert trainer.evaluate().bits_per_byte != averaged
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_weights(tiny, corpus):
+    trainer = make(tiny, corpus)
+    with torch.no_grad():
+        trainer.model.norm.weight[0] = float("nan")
+    before = weights(trainer)
+    with pytest.raises(TrainingError, match=r"step 1: loss nan.*lower lr \(0.003\)"):
+        trainer.train_step()
+    for name, p in trainer.parameters.items():
+        assert torch.equal(p.nan_to_num(7), before[name].nan_to_num(7))
+
+
+def test_bf16_stays_near_float32_and_keeps_float32_weights(tiny, corpus):
+    full, half = make(tiny, corpus), make(tiny, corpus, autocast="bf16")
+    for _ in range(5):
+        a, b = full.train_step(), half.train_step()
+    assert a.loss != b.loss
+    assert a.loss == pytest.approx(b.loss, rel=0.01)
+    assert {p.dtype for p in half.parameters.values()} == {torch.float32}
+
+
+def test_auto_takes_the_faster_and_leaves_no_trace(tiny_dense, corpus, monkeypatch):
+    for bf16_seconds, expected in ((0.5, True), (2.0, False)):
+        monkeypatch.setattr(
+            "minimoe.training.trainer.interleaved_seconds",
+            lambda tasks, device, s=bf16_seconds, **_: (
+                [task() for task in tasks.values()] and {"float32": 1.0, "bf16": s}
+            ),
+        )
+        trainer = make(tiny_dense, corpus, autocast="auto")
+        assert trainer.bf16 is expected
+        assert all(p.grad is None for p in trainer.parameters.values())
+        assert trainer.step == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, r"steps \(0\)"),
+        ({"lr": float("nan")}, r"lr \(nan\)"),
+        ({"beta2": 1.5}, r"beta2 \(1.5\)"),
+        ({"warmup": -1}, r"warmup \(-1\)"),
+        ({"average": 2.0}, r"average \(2.0\)"),
+        ({"balance": "even"}, "bias\\+sequence, not 'even'"),
+        ({"balance": "switch", "balance_weight": -1.0}, r"balance_weight \(-1.0\)"),
+        ({"balance": "bias", "balance_weight": 0.1}, r"balance_weight \(0.1\).*'bias' has none"),
+    ],
+)
+def test_bad_settings_are_refused_with_their_numbers(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(CONFIG, **changes)
+
+
+def test_a_vocabulary_that_cannot_hold_bytes_is_refused(tiny, corpus):
+    with pytest.raises(ValueError, match=r"vocab_size \(100\) must be at least 256"):
+        make(replace(tiny, vocab_size=100), corpus)
