@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from minimoe.tools.allocator import keep_freed_memory
+from minimoe.tools.machine import describe_machine
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):

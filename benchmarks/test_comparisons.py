@@ -14,6 +14,7 @@ import torch
 
 from minimoe.bench import QUICK, Built, Case, Plan, cases
 from minimoe.bench.measure import ONCE, Effort, case_records, time_built
+from minimoe.tools.machine import describe_machine
 from minimoe.tools.timing import Peaks, peaks
 
 TINY = Plan(

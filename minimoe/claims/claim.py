@@ -11,17 +11,12 @@ not built                    the technique is not in this project
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
-from matplotlib.figure import Figure
-
-from minimoe.experiments.measurement import Job, Measured
+from minimoe.experiments.experiment import Experiment
 from minimoe.reporting.statistics import Spread, confidence, shown
-
-if TYPE_CHECKING:
-    from minimoe.experiments.context import RunContext
 
 HOLDS, FAILS, OPEN, NOT_BUILT = "holds here", "does not hold here", "not testable at this scale", "not built"
 
@@ -86,15 +81,7 @@ class Claim:
     statement: str
     source: str
     bounds: tuple[Bound, ...] = ()
-    measure: "Callable[[RunContext], Measured] | None" = None
-    draw: Callable[[Figure, dict[str, Any]], None] | None = None
-    """of ``Measured.detail`` onto an empty figure"""
-    work: "Callable[[RunContext], Sequence[Job]] | None" = None
-    """what it needs trained; what several claims need is trained once"""
-    seconds: tuple[float, float] = (0.0, 0.0)
-    """beside the trainings: quick and full, about, on two cores of 70 GFLOP/s each"""
-    labels: Mapping[str, str] = field(default_factory=dict)
-    """units and words of figures that no bound names"""
+    experiment: Experiment | None = None
     learns: bool = False
     """whether it is about learning, and so needs several seeds"""
     not_built: str = ""

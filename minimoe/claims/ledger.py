@@ -34,10 +34,13 @@ def predicted(claims: Sequence[Claim], context: RunContext) -> dict[str, float]:
     done: set[Any] = set()
     found = {}
     for claim in claims:
-        work = set(claim.work(context)) if claim.work is not None else set()
+        experiment = claim.experiment
+        work = set(experiment.jobs(context)) if experiment is not None else set()
         training = sum(each.seconds(context.device) for each in work - done)
         done |= work
-        found[claim.id] = training + slower * claim.seconds[0 if context.quick else 1]
+        found[claim.id] = training + slower * (
+            0.0 if experiment is None else experiment.seconds[0 if context.quick else 1]
+        )
     return found
 
 
@@ -69,12 +72,14 @@ def entry(claim: Claim, context: RunContext) -> Entry:
     begin = time.perf_counter()
     measured = Measured({})
     try:
-        if claim.measure is not None:
-            measured = claim.measure(context)
+        if claim.experiment is not None:
+            measured = claim.experiment.measure(context)
         judgement = claim.judge(measured.values)
     except Untestable as why:
         judgement = Judgement(OPEN, str(why), [])
-    units = dict(claim.labels) | {bound.figure: bound.unit for bound in claim.bounds}
+    units = dict(claim.experiment.labels if claim.experiment is not None else {}) | {
+        bound.figure: bound.unit for bound in claim.bounds
+    }
     return {
         "id": claim.id,
         "statement": claim.statement,
@@ -107,11 +112,11 @@ def judged(claim: Claim, judgement: Judgement) -> Entry:
 
 def draw(claim: Claim, found: Entry, folder: Path) -> None:
     """The picture, from the entry alone."""
-    if claim.draw is None or not found["detail"]:
+    if claim.experiment is None or claim.experiment.draw is None or not found["detail"]:
         return
     path = folder / "pictures" / f"{claim.id}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(7.5, 3.4), layout="constrained")
-        claim.draw(figure, found["detail"])
+        claim.experiment.draw(figure, found["detail"])
         figure.savefig(path, dpi=100)

@@ -1,16 +1,7 @@
 """Every claim by its id, in the order in which the ledger tells them."""
 
+from minimoe.claims import bounds_cost, bounds_distillation, bounds_experts, bounds_precision
 from minimoe.claims.claim import Claim
-from minimoe.experiments import expert_parallel as travel
-from minimoe.experiments import fp8_training as eight_bits
-from minimoe.experiments import load_balance as mixtures
-from minimoe.experiments import specialization as specialists
-from minimoe.experiments.distillation import measure as students
-from minimoe.experiments.model_cost import bill, counts
-from minimoe.experiments.moe_vs_dense import measure as efficiency
-from minimoe.experiments.precision import accumulation as sums
-from minimoe.experiments.precision import number_formats as numbers
-from minimoe.experiments.precision import outliers
 
 UNBUILT = (
     Claim(
@@ -58,19 +49,7 @@ _TOLD = (
 
 _FOUND = {
     claim.id: claim
-    for part in (
-        numbers,
-        sums,
-        eight_bits,
-        outliers,
-        efficiency,
-        specialists,
-        mixtures,
-        travel,
-        students,
-        bill,
-        counts,
-    )
+    for part in (bounds_precision, bounds_experts, bounds_distillation, bounds_cost)
     for claim in part.CLAIMS
 } | {claim.id: claim for claim in UNBUILT}
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from minimoe.data.sources import SOURCES, Document, folder_domains
 
+ALL = "all"  # in a dictionary of domains: their mean
 END_OF_DOCUMENT = b"\0"
 
 DEFAULT_DOMAINS = ("programming", "physics", "graphs", "reference")

@@ -1,12 +1,25 @@
 """Distillation: the small learn from the big."""
 
+from typing import TYPE_CHECKING, Any
+
 from minimoe.distill.chunked_loss import chunked_kd_loss
 from minimoe.distill.config import DistillConfig
 from minimoe.distill.losses import divergence, kd_loss
 from minimoe.distill.topk_loss import TopK, sparse_divergence, sparse_kd_loss, top_k
-from minimoe.distill.trainer import DistillationTrainer, distill
+
+if TYPE_CHECKING:
+    from minimoe.distill.trainer import DistillationTrainer, distill
 
 __all__ = [
-    "DistillConfig", "DistillationTrainer", "TopK", "chunked_kd_loss", "distill", "divergence", "kd_loss", "sparse_divergence",
-    "sparse_kd_loss", "top_k",
+    "DistillConfig", "DistillationTrainer", "TopK", "chunked_kd_loss", "distill", "divergence", "kd_loss",
+    "sparse_divergence", "sparse_kd_loss", "top_k",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """The trainer and its loop are loaded on first use: the losses alone need neither."""
+    if name not in ("DistillationTrainer", "distill"):
+        raise AttributeError(f"module 'minimoe.distill' has no attribute {name!r}")
+    from minimoe.distill import trainer
+
+    return getattr(trainer, name)

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minimoe.data.corpus import Corpus
+from minimoe.data.corpus import ALL, Corpus
 from minimoe.distill.losses import divergence
 from minimoe.distill.teacher_text import draw_prompts
-from minimoe.experiments.curves import ALL
 from minimoe.models.generation import generate
 from minimoe.models.gpt import GPT
 from minimoe.tools.timing import interleaved_seconds

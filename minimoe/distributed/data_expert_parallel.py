@@ -29,7 +29,6 @@ from minimoe.moe import MoE
 from minimoe.moe.expert_parallel.comm_meter import Meter
 from minimoe.moe.expert_parallel.row_format import DispatchDtype
 from minimoe.moe.parallelize import expert_parallel_
-from minimoe.training.config import TrainConfig
 
 EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
 
@@ -70,16 +69,16 @@ class DataExpertParallel(SingleProcess):
         self.is_rank0 = self.rank == 0
         self._wrapped: list[DistributedDataParallel] = []
 
-    def wrap_model(self, model: GPT, config: TrainConfig) -> Network:
+    def wrap_model(self, model: GPT, batch_size: int) -> Network:
         """Spread the experts, wrap the rest.
 
         Raises:
             ValueError: the batch does not divide by the processes, the experts do not by P, or the gate has
                 jitter, whose noise each process would draw anew after a restart.
         """
-        if config.batch_size % self.size:
+        if batch_size % self.size:
             raise ValueError(
-                f"batch_size ({config.batch_size}) must be divisible by the number of processes ({self.size})"
+                f"batch_size ({batch_size}) must be divisible by the number of processes ({self.size})"
             )
         if model.config.jitter:
             raise ValueError(f"jitter ({model.config.jitter}) goes with one process alone; make it 0")

@@ -13,7 +13,6 @@ from torch import Tensor
 from minimoe.data.corpus import Batch
 from minimoe.models.gpt import GPT
 from minimoe.moe import Routing
-from minimoe.training.config import TrainConfig
 
 T = TypeVar("T")
 
@@ -25,7 +24,7 @@ class SingleProcess:
 
     is_rank0 = True  # whether this process keeps records and checkpoints, and speaks
 
-    def wrap_model(self, model: GPT, config: TrainConfig) -> Network:
+    def wrap_model(self, model: GPT, batch_size: int) -> Network:
         """Make ready to train a model; what to call in training."""
         return model
 

@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from minimoe.data.corpus import Corpus, load_corpus
-from minimoe.experiments.jobs import OnProgress, TrainingJob, train_wanted
-from minimoe.experiments.measurement import Job
+from minimoe.experiments.jobs import Job, OnProgress, TrainingJob, train_wanted
 from minimoe.models.gpt import GPT
 from minimoe.tools import records
 from minimoe.training.checkpoint import load_model

@@ -12,13 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from minimoe.cost import flops_per_token
+from minimoe.data.corpus import ALL
 from minimoe.models.config import ModelConfig
 from minimoe.tools import records
 from minimoe.training.config import TrainConfig
 
 AXES = ("tokens", "flops", "seconds")
-
-ALL = "all"  # the mean over domains
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 from matplotlib.figure import Figure
 
-from minimoe.claims.claim import Bound, Claim
 from minimoe.distributed.spawn import run_processes
 from minimoe.experiments.context import RunContext
+from minimoe.experiments.experiment import Experiment
 from minimoe.experiments.measurement import Measured, Untestable
 from minimoe.models.config import ModelConfig
 from minimoe.moe import Meter, MoE, Routing, expert_parallel_
@@ -112,30 +112,9 @@ def draw(figure: Figure, detail: dict[str, Any]) -> None:
     right.set_ylim(0, 1.1 * right.get_ylim()[1])
 
 
-CLAIMS = (
-    Claim(
-        "moving-data",
-        "The time lost by moving data from place to place was minimised.",
-        "New York Times, 2025-02-12; DeepSeek-V3, arXiv 2412.19437, sections 2.1.2 and 3.3.3",
-        (
-            Bound(
-                "bytes",
-                "bytes sent when limited and in 8 bits, over free and in bf16",
-                most=0.5,
-                unit="x",
-                why="half: a token visits two processes of four",
-            ),
-            Bound(
-                "seconds",
-                "a step's time when limited and in 8 bits, over free and in bf16",
-                most=1,
-                unit="x",
-                why="no slower",
-            ),
-        ),
-        measure,
-        draw,
-        seconds=(12, 30),
-        labels={f"ms, {name}": " ms" for name in WAYS},
-    ),
+EXPERT_PARALLEL = Experiment(
+    measure,
+    draw,
+    seconds=(12, 30),
+    labels={f"ms, {name}": " ms" for name in WAYS},
 )

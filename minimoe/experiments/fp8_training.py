@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from minimoe.claims.claim import Bound, Claim
 from minimoe.cost import parameters
 from minimoe.experiments.context import RunContext
+from minimoe.experiments.experiment import Experiment
 from minimoe.experiments.jobs import TrainingJob
 from minimoe.experiments.measurement import Measured
 from minimoe.models.config import ModelConfig
@@ -103,34 +103,9 @@ def draw(figure: Figure, detail: dict[str, Any]) -> None:
     left.legend(frameon=False)
 
 
-CLAIMS = (
-    Claim(
-        "accurate-enough",
-        "Numbers of 8 bits are accurate enough to train a powerful network.",
-        "New York Times, 2025-02-12; DeepSeek-V3, arXiv 2412.19437, section 3.3 and appendix B.1",
-        (
-            Bound(
-                "gap", "loss under V3's recipe above float32's", most=0.25, unit=" %", why="V3: below 0.25 %"
-            ),
-            Bound(
-                "gap to bf16",
-                "loss under V3's recipe above bf16's",
-                most=0.25,
-                unit=" %",
-                why="the comparison V3 made",
-            ),
-            Bound(
-                "naive",
-                "loss without any scale above float32's",
-                least=0.25,
-                unit=" %",
-                why="so that care is needed",
-            ),
-        ),
-        measure,
-        draw,
-        wanted,
-        seconds=(1, 1),
-        learns=True,
-    ),
+FP8_TRAINING = Experiment(
+    measure,
+    draw,
+    wanted,
+    seconds=(1, 1),
 )

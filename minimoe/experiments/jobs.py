@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -23,6 +24,20 @@ OnProgress = Callable[[float], None]
 # The share of its matmul peak at which a small model trains on a CPU: enough to say beforehand how long
 # something takes. Emulated 8 bits cost about the same again.
 SHARE, EMULATED = 0.3, 1.8
+
+
+class Job(Protocol):
+    """Something trained that claims may share; equal work is done once."""
+
+    def seconds(self, device: str) -> float:
+        """About how long it takes."""
+        ...
+
+    def check(self, corpus: Corpus) -> None:
+        """Raise ValueError where the text is too little for it."""
+        ...
+
+    def __hash__(self) -> int: ...
 
 
 @dataclass(frozen=True)

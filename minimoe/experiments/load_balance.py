@@ -7,8 +7,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from minimoe.claims.claim import Bound, Claim
 from minimoe.experiments.context import RunContext
+from minimoe.experiments.experiment import Experiment
 from minimoe.experiments.jobs import TrainingJob
 from minimoe.experiments.measurement import Measured
 from minimoe.experiments.presets import PRESETS, Preset
@@ -141,53 +141,17 @@ def wanted_by_generalist(context: RunContext) -> list[TrainingJob]:
     return [*mixture(context), *alone(context)]
 
 
-CLAIMS = (
-    Claim(
-        "generalist",
-        "Pairing the specialists with a generalist is the trick.",
-        "New York Times, 2025-02-12; DeepSeekMoE, arXiv 2401.06066, section 4.5; against it OLMoE, arXiv "
-        "2409.02060, section 4.1",
-        (
-            Bound(
-                "gain",
-                "bits per byte that a shared expert gains, at equal active parameters",
-                least=0,
-                why="no worse",
-            ),
-            Bound(
-                "loss",
-                "bits per byte lost when it is switched off after training",
-                least=0,
-                why="it is needed",
-            ),
-        ),
-        measure_generalist,
-        draw_generalist,
-        wanted_by_generalist,
-        seconds=(2, 5),
-        learns=True,
-    ),
-    Claim(
-        "struggled",
-        "Many companies struggled with the method.",
-        "New York Times, 2025-02-12; balance: arXiv 2101.03961, 2408.15664; DeepSeek-V3, arXiv 2412.19437, "
-        "section 2.1.2",
-        (
-            Bound(
-                "uneven", "MaxVio without any balance", least=1, why="the busiest expert has twice its share"
-            ),
-            Bound("mended", "the worst balanced MaxVio over it", most=0.5, unit="x", why="at least halved"),
-            Bound(
-                "worse",
-                "bits per byte lost without balance, against the bias",
-                least=0,
-                why="the model suffers",
-            ),
-        ),
-        measure_struggle,
-        draw_struggle,
-        wanted_by_struggle,
-        seconds=(1, 1),
-        learns=True,
-    ),
+SHARED_EXPERT = Experiment(
+    measure_generalist,
+    draw_generalist,
+    wanted_by_generalist,
+    seconds=(2, 5),
+)
+
+
+LOAD_BALANCE = Experiment(
+    measure_struggle,
+    draw_struggle,
+    wanted_by_struggle,
+    seconds=(1, 1),
 )

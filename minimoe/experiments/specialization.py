@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from minimoe.claims.claim import Bound, Claim
 from minimoe.experiments.context import RunContext
+from minimoe.experiments.experiment import Experiment
 from minimoe.experiments.jobs import TrainingJob
 from minimoe.experiments.load_balance import mixture
 from minimoe.experiments.measurement import Measured, Untestable
@@ -125,32 +125,10 @@ def draw_specialists(figure: Figure, detail: dict[str, Any]) -> None:
     )
 
 
-CLAIMS = (
-    Claim(
-        "specialists",
-        "Each expert concentrates on its field, as poetry, programming, biology or physics.",
-        "New York Times, 2025-02-12",
-        (
-            Bound(
-                "over chance",
-                "what an expert tells of the field, over what 99 of 100 dealings tell",
-                least=0,
-                unit=" millibits",
-                why="more than chance",
-            ),
-            Bound(
-                "favourite",
-                "of an expert's tokens, those from its favourite field",
-                least=50,
-                unit=" %",
-                why="most of them",
-            ),
-        ),
-        measure_specialists,
-        draw_specialists,
-        mixture,
-        seconds=(3, 15),
-        learns=True,
-        labels={"information": " millibits", "99 of 100 by chance below": " millibits"},
-    ),
+SPECIALIZATION = Experiment(
+    measure_specialists,
+    draw_specialists,
+    mixture,
+    seconds=(3, 15),
+    labels={"information": " millibits", "99 of 100 by chance below": " millibits"},
 )

@@ -88,7 +88,7 @@ class Trainer:
         corpus.check(model.config.context, model.config.vocab_size)
         self.processes = SingleProcess() if processes is None else processes
         self.model = model.to(device)
-        self.network = self.processes.wrap_model(self.model, config)
+        self.network = self.processes.wrap_model(self.model, config.batch_size)
         self.corpus = corpus
         self.config = config
         self.device = torch.device(device)

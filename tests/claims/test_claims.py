@@ -25,7 +25,7 @@ from minimoe.cli import main as cli
 from minimoe.cli.commands import claims as commands
 from minimoe.cost import processes_visited, traffic
 from minimoe.distributed.spawn import run_processes
-from minimoe.experiments import context as workshop_module
+from minimoe.experiments import context as context_module
 from minimoe.experiments import expert_parallel as travel
 from minimoe.experiments import fp8_training as eight_bits
 from minimoe.experiments import jobs as trainings
@@ -33,6 +33,7 @@ from minimoe.experiments import load_balance as mixtures
 from minimoe.experiments import specialization as specialists
 from minimoe.experiments.context import RunContext
 from minimoe.experiments.distillation import jobs as taught
+from minimoe.experiments.experiment import Experiment
 from minimoe.experiments.measurement import Measured, Untestable
 from minimoe.experiments.model_cost import counts
 from minimoe.experiments.presets import PRESETS
@@ -151,7 +152,7 @@ def test_figures_are_shown_with_the_digits_they_deserve(values, text):
 # The ledger, its JSON, its page
 
 
-def fake(id: str, values: dict, **changes) -> Claim:
+def fake(id: str, values: dict, labels: dict | None = None, **changes) -> Claim:
     def measure(context):
         context.on_progress(1.0)
         return Measured(values, {"a": 1}, "a <b>run</b> & more")
@@ -160,7 +161,8 @@ def fake(id: str, values: dict, **changes) -> Claim:
         figure.subplots().bar(list(detail), list(detail.values()))
 
     bounds = (Bound("a", "what <was> measured", least=2.0, unit=" dB", why="because"),)
-    return replace(Claim(id, f"The statement of {id}.", "a source", bounds, measure, draw), **changes)
+    experiment = Experiment(measure, draw, labels=labels or {})
+    return Claim(id, f"The statement of {id}.", "a source", bounds, experiment, **changes)
 
 
 FAKES = [
@@ -335,14 +337,14 @@ def test_the_table_fits_a_hundred_columns(tmp_path, capsys):
 
 def measured(id: str, tmp_path) -> Measured:
     claim = CLAIMS[id]
-    found = claim.measure(RunContext(tmp_path, quick=True))
+    found = claim.experiment.measure(RunContext(tmp_path, quick=True))
     json.dumps(found.detail)  # plain data
     assert found.ran
     assert "{" not in found.ran
-    assert set(claim.labels) <= set(found.values)
+    assert set(claim.experiment.labels) <= set(found.values)
     judgement = claim.judge(found.values)
     assert judgement.reason
-    claim.draw(Figure(), json.loads(json.dumps(found.detail)))
+    claim.experiment.draw(Figure(), json.loads(json.dumps(found.detail)))
     return found
 
 
@@ -412,14 +414,14 @@ class OneRound(RunContext):
 def test_moving_data(tmp_path):
     """The same layer's bytes as ``cost`` predicts them: two of four processes, 8 bits out and 16 back."""
     claim = CLAIMS["moving-data"]
-    found = claim.measure(OneRound(tmp_path)).values
+    found = claim.experiment.measure(OneRound(tmp_path)).values
     every, two = (traffic(travel.LAYER, wire).training for wire in ("bf16", "fp8"))
     limits = (replace(travel.LAYER, top_groups=limit) for limit in (None, 2))
     free, limited = (processes_visited(config, 4) * 3 / 4 for config in limits)  # of others, by a token
     assert found["bytes"][0] == pytest.approx(two * limited / (every * free), rel=0.03)
     assert found["kB a token, free, bf16"][0] == pytest.approx(every * free / 1e3, rel=0.03)
     assert len(found["seconds"]) == 3
-    assert set(claim.labels) <= set(found)
+    assert set(claim.experiment.labels) <= set(found)
 
 
 def test_a_picture_has_a_dot_for_every_seed_and_a_line_at_the_mean():
@@ -478,7 +480,7 @@ def miniature(monkeypatch, tmp_path, corpus):
     parts = ("train", "validation", "sources")
     again = {part: (*getattr(corpus, part), getattr(corpus, part)[0]) for part in parts}
     three = replace(corpus, domains=(*corpus.domains, "letters again"), **again)
-    monkeypatch.setattr(workshop_module, "load_corpus", lambda data: three)
+    monkeypatch.setattr(context_module, "load_corpus", lambda data: three)
     tiny = replace(PRESETS["quick"], moe=moe, training=how)
     monkeypatch.setattr(mixtures, "chosen", lambda context: tiny)
     monkeypatch.setattr(eight_bits, "SMALL", replace(eight_bits.SMALL, context=16, hidden_dim=128))
@@ -505,7 +507,7 @@ def miniature(monkeypatch, tmp_path, corpus):
 def test_claims_about_mixtures_share_their_trainings(miniature):
     context, trained = miniature
     ids = ("much-more-efficient", "specialists", "generalist", "struggled")
-    found = {id: CLAIMS[id].measure(context) for id in ids}
+    found = {id: CLAIMS[id].experiment.measure(context) for id in ids}
     assert len(trained) == len(set(trained)) == 9 + 3 + 9  # three contestants, without a generalist, balances
     leads = found["much-more-efficient"].values
     for rival in ("dense-active", "dense-total"):  # above 0 where the mixture needs fewer bits
@@ -518,7 +520,7 @@ def test_claims_about_mixtures_share_their_trainings(miniature):
 
 def test_a_favourite_of_two_fields_is_no_speciality(monkeypatch, tmp_path, corpus):
     """Of two fields one has half of any expert's tokens by itself."""
-    monkeypatch.setattr(workshop_module, "load_corpus", lambda data: corpus)
+    monkeypatch.setattr(context_module, "load_corpus", lambda data: corpus)
     found = ledger.entry(CLAIMS["specialists"], RunContext(tmp_path, quick=True))
     assert found["verdict"] == OPEN
     assert "has 2 of the 3 fields or more" in found["reason"]
@@ -527,7 +529,7 @@ def test_a_favourite_of_two_fields_is_no_speciality(monkeypatch, tmp_path, corpu
 def test_a_generalist_that_is_switched_off_is_gone(miniature):
     """The same by hand: its weights zero and one more routed expert."""
     context, _ = miniature
-    values = CLAIMS["generalist"].measure(context).values
+    values = CLAIMS["generalist"].experiment.measure(context).values
     training = mixtures.mixture(context)[0]
     model = context.model(training)
     how = replace(training.how, average=0.0)
@@ -555,7 +557,7 @@ def test_8_bits_against_float32(miniature):
 
 def test_students(miniature, monkeypatch):
     context, _ = miniature
-    small = CLAIMS["small-from-big"].measure(context)
+    small = CLAIMS["small-from-big"].experiment.measure(context)
     assert {"closed, ample", "closed, scarce", "size", "speed"} <= small.values.keys()
     assert len(small.values["closed, scarce"]) == 3
     teachers = [small.detail["bars"][name]["teacher"] for name in ("ample", "scarce")]
@@ -577,7 +579,7 @@ def test_students(miniature, monkeypatch):
     assert small.values["closed, scarce"][0] == pytest.approx(100 * (alone - logits) / (alone - best))
     steps = []
     monkeypatch.setattr(Trainer, "train_step", lambda trainer: steps.append(trainer))
-    copying = CLAIMS["copying-is-easy"].measure(context)
+    copying = CLAIMS["copying-is-easy"].experiment.measure(context)
     assert len(copying.detail["amounts"]) == 3
     assert not steps  # all of it was trained for the other claim
     text = copying.values[f"closed by {taught.taught(context, 0.01).text[-1]}"][0]
@@ -592,7 +594,7 @@ def test_the_time_said_beforehand_counts_shared_work_once(miniature):
     assert alone["struggled"] - both["struggled"] == pytest.approx(base)
     heard = []
     told = replace(context, on_progress=heard.append)
-    CLAIMS["generalist"].measure(told)
+    CLAIMS["generalist"].experiment.measure(told)
     trainings_alone = [*mixtures.mixture(context), *mixtures.alone(context)]
     assert sum(heard) == pytest.approx(sum(t.seconds("cpu") for t in trainings_alone))
 

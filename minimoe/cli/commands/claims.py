@@ -68,7 +68,7 @@ class Claims:
         )
         check_data(self.data)  # also where no claim reads it
         for claim in claims:
-            context.check(claim.work(context) if claim.work is not None else ())
+            context.check(() if claim.experiment is None else claim.experiment.jobs(context))
         settings = {"ids": [claim.id for claim in claims], "quick": self.quick, "seeds": self.seeds}
         settings |= {"data": self.data, "device": device}
         open_folder(out, settings, resume=self.resume, overwrite=self.overwrite)
@@ -97,7 +97,7 @@ class Claims:
 
         def about(claim: Claim) -> None:
             progress.update(ledger, description=f"{claim.id} (about {duration(seconds[claim.id])})")
-            if not console.is_terminal and claim.measure is not None:
+            if not console.is_terminal and claim.experiment is not None:
                 console.print(f"{claim.id}: about {duration(seconds[claim.id])}", highlight=False)
 
         def on_progress(entry: Entry) -> None:

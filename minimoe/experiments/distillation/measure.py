@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from minimoe.claims.claim import Bound, Claim
 from minimoe.cost import parameters
+from minimoe.data.corpus import ALL
 from minimoe.distill.evaluation import speeds
 from minimoe.experiments.context import RunContext
-from minimoe.experiments.curves import ALL
 from minimoe.experiments.distillation import jobs as teaching
 from minimoe.experiments.distillation.experiment import ALONE
+from minimoe.experiments.experiment import Experiment
 from minimoe.experiments.measurement import Measured
 from minimoe.reporting.figures import draw_dots
 from minimoe.training.checkpoint import load_model
@@ -97,54 +97,17 @@ def draw_copying(figure: Figure, detail: dict[str, Any]) -> None:
     axes.legend(frameon=False)
 
 
-CLAIMS = (
-    Claim(
-        "small-from-big",
-        "Distillation makes a big model's skill available in a small, cheap one without losing much.",
-        "Financial Times, 2025-02-02; Hinton, Vinyals, Dean, arXiv 1503.02531",
-        (
-            Bound(
-                "closed, ample",
-                "of the gap to its teacher, what logits close with as much text",
-                least=50,
-                unit=" %",
-                why="most of it",
-            ),
-            Bound(
-                "closed, scarce",
-                "of the gap to its teacher, what logits close with little text",
-                least=50,
-                unit=" %",
-                why="most of it",
-            ),
-            Bound("size", "the student's parameters over the teacher's", most=0.25, unit="x", why="small"),
-            Bound(
-                "speed", "bytes a second that it writes, over the teacher's", least=1.5, unit="x", why="cheap"
-            ),
-        ),
-        measure_small,
-        draw_small,
-        lambda w: [teaching.taught(w, teaching.AMPLE), teaching.taught(w, teaching.scarce(w))],
-        seconds=(5, 20),
-        learns=True,
-    ),
-    Claim(
-        "copying-is-easy",
-        "A model that is seen only through its answers can be copied.",
-        "Financial Times, 2025-01-29; New York Times, 2025-01-29",
-        (
-            Bound(
-                "share",
-                "of what logits close of the gap, what the most text closes",
-                least=50,
-                unit=" %",
-                why="most of it",
-            ),
-        ),
-        measure_copying,
-        draw_copying,
-        lambda w: [teaching.taught(w, teaching.scarce(w))],
-        seconds=(3, 10),
-        learns=True,
-    ),
+STUDENT_QUALITY = Experiment(
+    measure_small,
+    draw_small,
+    lambda w: [teaching.taught(w, teaching.AMPLE), teaching.taught(w, teaching.scarce(w))],
+    seconds=(5, 20),
+)
+
+
+TEXT_ONLY_COPY = Experiment(
+    measure_copying,
+    draw_copying,
+    lambda w: [teaching.taught(w, teaching.scarce(w))],
+    seconds=(3, 10),
 )

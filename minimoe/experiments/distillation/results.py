@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from minimoe.cost import flops_per_token
+from minimoe.data.corpus import ALL
 from minimoe.distill.evaluation import StudentMetrics
-from minimoe.experiments.curves import ALL
 from minimoe.experiments.distillation.experiment import ALONE, LONGER, Method, Setup
 from minimoe.models.config import ModelConfig
 from minimoe.reporting.statistics import Spread, outcome

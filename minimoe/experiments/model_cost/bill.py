@@ -5,9 +5,9 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from minimoe.claims.claim import Bound, Claim
 from minimoe.cost import PUBLISHED, PUBLISHED_RUNS, count, training_flops
 from minimoe.experiments.context import RunContext
+from minimoe.experiments.experiment import Experiment
 from minimoe.experiments.measurement import Measured
 
 
@@ -61,51 +61,9 @@ def draw_bill(figure: Figure, detail: dict[str, Any]) -> None:
         axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-CLAIMS = (
-    Claim(
-        "the-bill",
-        "Training took 2.788 million card hours, about 5.6 million dollars: ten times less than Meta's, on "
-        "2,000 chips and not 16,000.",
-        "New York Times, 2025-01-23 and 2025-02-12; DeepSeek-V3, arXiv 2412.19437, table 1; Llama 3.1, arXiv "
-        "2407.21783 and its model card",
-        (
-            Bound("total", "billions of parameters off the published 671", most=0.5, why="as it is rounded"),
-            Bound(
-                "active",
-                "billions working on a token, the embedding left out, off the published 37",
-                most=0.5,
-                why="as it is rounded",
-            ),
-            Bound(
-                "utilisation",
-                "share of the bf16 peak that the hours imply",
-                most=60,
-                unit=" %",
-                why="more would be too good to be true",
-            ),
-            Bound(
-                "utilisation",
-                "share of the bf16 peak that the hours imply",
-                least=20,
-                unit=" %",
-                why="less would be waste",
-            ),
-            Bound("dollars", "millions of dollars off the published 5.6", most=0.05, why="as it is rounded"),
-            Bound("fewer hours", "Llama 3.1 405B's hours over V3's", least=10, unit="x", why="ten times"),
-            Bound(
-                "fewer operations",
-                "Llama 3.1 405B's operations over V3's",
-                least=10,
-                unit="x",
-                why="the same, whatever the hours",
-            ),
-            Bound(
-                "cards", "Llama 3.1 405B's cards over V3's", least=7.5, unit="x", why="16,000 over 2,000 is 8"
-            ),
-        ),
-        measure_bill,
-        draw_bill,
-        seconds=(0.1, 0.1),
-        labels={"days": " days", "utilisation of Llama": " %", "cost": " million dollars"},
-    ),
+TRAINING_BILL = Experiment(
+    measure_bill,
+    draw_bill,
+    seconds=(0.1, 0.1),
+    labels={"days": " days", "utilisation of Llama": " %", "cost": " million dollars"},
 )

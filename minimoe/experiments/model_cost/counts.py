@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from minimoe.claims.claim import Bound, Claim
 from minimoe.cost import ACCELERATORS, PUBLISHED, count, memory_footprint
 from minimoe.experiments.context import RunContext
+from minimoe.experiments.experiment import Experiment
 from minimoe.experiments.measurement import Measured
 from minimoe.moe import preset
 
@@ -110,59 +110,16 @@ def draw_mixtral(figure: Figure, detail: dict[str, Any]) -> None:
     axes.legend(frameon=False, ncols=2, loc="upper center")
 
 
-CLAIMS = (
-    Claim(
-        "fits-in-memory",
-        "The memory needed to store the model was reduced, so that one machine of eight cards holds it.",
-        "New York Times, 2025-02-12; DeepSeek-V3, arXiv 2412.19437, section 3.3",
-        (
-            Bound(
-                "reduced",
-                "bytes of V3's weights in 8 bits over bf16",
-                most=0.55,
-                why="half, and a tenth for the rest",
-            ),
-            Bound(
-                "h800",
-                "V3's weights in 8 bits over the memory of 8 H800",
-                most=1,
-                why="the cards it was trained on, 80 GB each",
-            ),
-            Bound(
-                "h200",
-                "V3's weights in 8 bits over the memory of 8 H200",
-                most=1,
-                why="the next cards, 141 GB each",
-            ),
-        ),
-        measure_fit,
-        draw_fit,
-        seconds=(0.1, 0.1),
-    ),
-    Claim(
-        "mixtral",
-        "Mixtral 8x7B used the same technique in 2023.",
-        "New York Times, 2025-02-12; Mixtral, arXiv 2401.04088",
-        (
-            Bound(
-                "total", "billions of parameters off the published 46.7", most=0.05, why="as it is rounded"
-            ),
-            Bound(
-                "active",
-                "billions working on a token off the published 12.9",
-                most=0.05,
-                why="as it is rounded",
-            ),
-            Bound(
-                "layer",
-                "our layer's largest error against Mixtral's equations",
-                most=1e-12,
-                why="float64 rounding",
-            ),
-        ),
-        measure_mixtral,
-        draw_mixtral,
-        seconds=(0.5, 0.5),
-        labels={"parameters": " billion", "that work on a token": " billion"},
-    ),
+MEMORY_FIT = Experiment(
+    measure_fit,
+    draw_fit,
+    seconds=(0.1, 0.1),
+)
+
+
+MIXTRAL = Experiment(
+    measure_mixtral,
+    draw_mixtral,
+    seconds=(0.5, 0.5),
+    labels={"parameters": " billion", "that work on a token": " billion"},
 )

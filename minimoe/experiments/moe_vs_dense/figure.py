@@ -7,7 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from minimoe.experiments.curves import ALL, AXES
+from minimoe.data.corpus import ALL
+from minimoe.experiments.curves import AXES
 from minimoe.experiments.moe_vs_dense.results import Comparison
 from minimoe.reporting.figures import STYLES
 

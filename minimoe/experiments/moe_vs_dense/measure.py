@@ -9,11 +9,11 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from minimoe.claims.claim import Bound, Claim
 from minimoe.cost import flops_per_token, parameters
 from minimoe.experiments import load_balance as mixtures
 from minimoe.experiments.context import RunContext
 from minimoe.experiments.curves import AXES, Curve
+from minimoe.experiments.experiment import Experiment
 from minimoe.experiments.jobs import TrainingJob
 from minimoe.experiments.measurement import Measured
 from minimoe.experiments.moe_vs_dense.results import Comparison
@@ -104,42 +104,10 @@ def wanted_by_efficiency(context: RunContext) -> list[TrainingJob]:
     return [training for found in contestants(context).values() for training in found]
 
 
-CLAIMS = (
-    Claim(
-        "much-more-efficient",
-        "A mixture of experts is much more efficient than one network.",
-        "New York Times, 2025-02-12",
-        (
-            Bound(
-                "dense-active, flops",
-                "bits below dense with equal active parameters, at equal FLOPs",
-                least=0,
-                why="no worse",
-            ),
-            Bound(
-                "dense-total, flops",
-                "bits below dense with equal total parameters, at equal FLOPs",
-                least=0,
-                why="no worse",
-            ),
-            Bound(
-                "dense-active, seconds",
-                "bits below dense with equal active parameters, at equal seconds",
-                least=0,
-                why="no worse",
-            ),
-            Bound(
-                "dense-total, seconds",
-                "bits below dense with equal total parameters, at equal seconds",
-                least=0,
-                why="no worse",
-            ),
-        ),
-        measure_efficiency,
-        draw_efficiency,
-        wanted_by_efficiency,
-        seconds=(3, 5),
-        learns=True,
-        labels={f"{name}, ms a step": " ms" for name in STYLES},
-    ),
+MOE_VS_DENSE = Experiment(
+    measure_efficiency,
+    draw_efficiency,
+    wanted_by_efficiency,
+    seconds=(3, 5),
+    labels={f"{name}, ms a step": " ms" for name in STYLES},
 )

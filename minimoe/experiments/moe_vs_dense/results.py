@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from minimoe.cost import flops_per_token, parameters
-from minimoe.experiments.curves import ALL, AXES, Curve
+from minimoe.data.corpus import ALL
+from minimoe.experiments.curves import AXES, Curve
 from minimoe.models.config import ModelConfig
 from minimoe.reporting.statistics import Spread, outcome
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from minimoe.claims.claim import Bound, Claim
 from minimoe.experiments.context import RunContext
+from minimoe.experiments.experiment import Experiment
 from minimoe.experiments.measurement import Measured
 from minimoe.precision import E4M3, Accumulator, measure_error, round_to
 
@@ -107,55 +107,19 @@ def measure_promotion(context: RunContext) -> Measured:
     )
 
 
-CLAIMS = (
-    Claim(
-        "wide-answer",
-        "Keeping the running answer in 32 bits makes the result more precise.",
-        f"New York Times, 2025-02-12; {V3}, section 3.3.2",
-        tuple(
-            Bound(
-                f"{name} over float32",
-                f"error with a sum in {name} over one in float32",
-                least=10,
-                unit="x",
-                why="an order of magnitude",
-            )
-            for name in WAYS
-            if name != "float32"
-        ),
-        measure_long_answer,
-        draw_sums,
-        seconds=(3, 20),
-        labels=dict.fromkeys(WAYS, "%"),
-    ),
-    Claim(
-        "promotion",
-        "Tensor cores keep some 14 bits of a sum, which costs about 2 % at K = 4096; adding to float32 every "
-        "128 products repairs it.",
-        f"{V3}, section 3.3.2",
-        (
-            Bound(
-                "plain",
-                "worst error of plain sums, the kinder numbers",
-                least=1,
-                unit=" %",
-                why="V3: nearly 2 %, of numbers it does not name",
-            ),
-            Bound(
-                "mended",
-                "the error with promotion over the error without",
-                most=0.1,
-                unit="x",
-                why="an order of magnitude",
-            ),
-        ),
-        measure_promotion,
-        draw_sums,
-        seconds=(3, 15),
-        labels={
-            f"{draw}, {way}": "%"
-            for draw in ("uniform [0, 1)", "normal + 1")
-            for way in ("plain", "promoted")
-        },
-    ),
+ACCUMULATORS = Experiment(
+    measure_long_answer,
+    draw_sums,
+    seconds=(3, 20),
+    labels=dict.fromkeys(WAYS, "%"),
+)
+
+
+PROMOTION = Experiment(
+    measure_promotion,
+    draw_sums,
+    seconds=(3, 15),
+    labels={
+        f"{draw}, {way}": "%" for draw in ("uniform [0, 1)", "normal + 1") for way in ("plain", "promoted")
+    },
 )

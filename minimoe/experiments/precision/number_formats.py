@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from minimoe.claims.claim import Bound, Claim
 from minimoe.cost import PUBLISHED, memory_footprint
 from minimoe.experiments.context import RunContext
+from minimoe.experiments.experiment import Experiment
 from minimoe.experiments.measurement import Measured
 from minimoe.experiments.presets import PRESETS
 from minimoe.models.gpt import GPT
@@ -155,63 +155,24 @@ def draw_accuracy(figure: Figure, detail: dict[str, Any]) -> None:
     axes.set(yscale="log", ylabel="relative error (Frobenius)", xlabel="numbers of", ylim=(1e-8, 1))
 
 
-CLAIMS = (
-    Claim(
-        "half-the-space",
-        "Numbers of 8 bits take half the memory of those of 16 bits.",
-        "New York Times, 2025-02-12; DeepSeek-V3, arXiv 2412.19437, section 3.3",
-        (
-            Bound(
-                "tensor", "a tensor's bytes over those of bf16", most=0.55, why="half, and a tenth for scales"
-            ),
-            Bound("model", "our mixture's weights over bf16", most=0.55, why="half, and a tenth for scales"),
-            Bound("v3", "DeepSeek-V3's weights over bf16", most=0.55, why="half, and a tenth for scales"),
-        ),
-        measure_space,
-        draw_space,
-        seconds=(1, 1),
-    ),
-    Claim(
-        "pi",
-        "Shortening decimals, as π to 3.14, leaves a good estimate.",
-        "New York Times, 2025-02-12",
-        tuple(
-            Bound(
-                str(fmt),
-                f"the worst error in {fmt}, in units of roundoff",
-                most=1,
-                why="IEEE 754: half a unit in the last place",
-            )
-            for fmt in (E4M3, E5M2, BF16)
-        ),
-        measure_pi,
-        draw_pi,
-        seconds=(0.1, 0.1),
-        labels={"3.14": "%", **{f"π in {fmt}": "%" for fmt in (E4M3, E5M2, BF16)}},
-    ),
-    Claim(
-        "less-accurate",
-        "Each calculation with 8 bits is less accurate.",
-        "New York Times, 2025-02-12",
-        (
-            Bound(
-                "8 over 16",
-                "error of E4M3 over that of bf16",
-                least=2,
-                unit="x",
-                why="clearly, and not by chance",
-            ),
-            Bound(
-                "16 over 32",
-                "error of bf16 over that of float32",
-                least=2,
-                unit="x",
-                why="clearly, and not by chance",
-            ),
-        ),
-        measure_accuracy,
-        draw_accuracy,
-        seconds=(1, 3),
-        labels=dict.fromkeys(("E4M3", "bf16", "float32"), "%"),
-    ),
+STORAGE = Experiment(
+    measure_space,
+    draw_space,
+    seconds=(1, 1),
+)
+
+
+ROUNDED_CONSTANTS = Experiment(
+    measure_pi,
+    draw_pi,
+    seconds=(0.1, 0.1),
+    labels={"3.14": "%", **{f"π in {fmt}": "%" for fmt in (E4M3, E5M2, BF16)}},
+)
+
+
+FORMAT_ACCURACY = Experiment(
+    measure_accuracy,
+    draw_accuracy,
+    seconds=(1, 3),
+    labels=dict.fromkeys(("E4M3", "bf16", "float32"), "%"),
 )

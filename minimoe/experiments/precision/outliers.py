@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from minimoe.claims.claim import Bound, Claim
 from minimoe.experiments.context import RunContext
+from minimoe.experiments.experiment import Experiment
 from minimoe.experiments.measurement import Measured
 from minimoe.precision import E4M3, fake_quantize, measure_error
 from minimoe.precision.analysis.error import decibels
@@ -53,30 +53,9 @@ def draw_outliers(figure: Figure, detail: dict[str, Any]) -> None:
     axes.legend(frameon=False)
 
 
-CLAIMS = (
-    Claim(
-        "outliers",
-        "Scales for small groups of numbers protect the others from an outlier.",
-        "DeepSeek-V3, arXiv 2412.19437, section 3.3.2",
-        (
-            Bound(
-                "tiles",
-                "what scales for 1×128 gain the other columns",
-                least=10,
-                unit=" dB",
-                why="an order of magnitude in power",
-            ),
-            Bound(
-                "blocks",
-                "what scales for 128×128 gain the other columns",
-                least=10,
-                unit=" dB",
-                why="an order of magnitude in power",
-            ),
-        ),
-        measure_outliers,
-        draw_outliers,
-        seconds=(2, 15),
-        labels=dict.fromkeys(("tensor", "1×128", "128×128"), " dB"),
-    ),
+OUTLIERS = Experiment(
+    measure_outliers,
+    draw_outliers,
+    seconds=(2, 15),
+    labels=dict.fromkeys(("tensor", "1×128", "128×128"), " dB"),
 )
