@@ -1,4 +1,5 @@
-"""What the tests share: a small corpus that needs no package, and one thread, so that bits repeat."""
+"""What the tests share: a small corpus that needs no package, one thread, so that bits repeat, and how parallel
+workers divide the tests."""
 
 import numpy as np
 import pytest
@@ -11,6 +12,29 @@ SENTENCES = {
     "letters": b"the quick brown fox jumps over the lazy dog; pack my box with five dozen jugs. ",
     "numbers": b"one 1 two 2 three 3 four 4 five 5 six 6 seven 7 eight 8 nine 9 ten 10 eleven 11. ",
 }
+
+
+# Longest first, so that no worker ends with a minute of work that the others could have shared.
+LONGEST_FIRST = ("tutorial", "resume", "distributed", "compile")
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # pytest-xdist would start with the files of the most tests
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """With ``-n 2 --dist loadgroup`` a file stays with one worker, which shares its fixtures; each tutorial and
+    each test of a resumed run is a job of its own."""
+
+    def rank(item) -> int:
+        marks = [i for i, name in enumerate(LONGEST_FIRST) if item.get_closest_marker(name)]
+        return min(marks, default=len(LONGEST_FIRST))
+
+    for item in items:
+        alone = item.get_closest_marker("resume") or item.get_closest_marker("tutorial")
+        item.add_marker(pytest.mark.xdist_group(item.nodeid if alone else str(item.path)))
+    items.sort(key=rank)
 
 
 @pytest.fixture(autouse=True)

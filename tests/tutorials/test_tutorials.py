@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -88,16 +87,9 @@ def run(path: Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def runs(request):
-    """Two at a time, of those that were asked for: each takes a thread, and up to half a minute."""
-    items = [item for item in request.session.items if "runs" in getattr(item, "fixturenames", ())]
-    with ThreadPoolExecutor(2) as pool:
-        yield {item.callspec.params["path"]: pool.submit(run, item.callspec.params["path"]) for item in items}
-
-
-def test_it_runs_and_its_exercises_can_be_solved(path, runs):
-    done = runs[path].result()
+@pytest.mark.tutorial
+def test_it_runs_and_its_exercises_can_be_solved(path):
+    done = run(path)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert 2 <= len(found["said"]) <= 4
