@@ -376,15 +376,15 @@ def test_damaged_and_foreign_text_is_refused(tiny_dense, corpus, teacher, tmp_pa
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sees": "all"}, r"sees \('all'\) must be one of labels, logits, top-k"),
-        ({"reads": "books"}, r"reads \('books'\) one of corpus, teacher, student"),
-        ({"sees": "labels", "reads": "student"}, r"learns nothing from its own text"),
+        ({"signal": "all"}, r"signal \('all'\) must be one of labels, logits, top-k"),
+        ({"data_source": "books"}, r"data_source \('books'\) one of corpus, teacher, student"),
+        ({"signal": "labels", "data_source": "student"}, r"learns nothing from its own text"),
         ({"temperature": 0.0}, r"temperature \(0.0\)"),
         ({"alpha": 1.5}, r"alpha \(1.5\)"),
         ({"k": 0}, r"k \(0\) must be at least 1"),
-        ({"refresh": 0}, r"refresh \(0\) must be at least 1"),
-        ({"own": 0.0}, r"own \(0.0\) must be above 0"),
-        ({"begins": 1.0}, r"begins \(1.0\) must be at least 0 and below 1"),
+        ({"generation_batches": 0}, r"generation_batches \(0\) must be at least 1"),
+        ({"on_policy_fraction": 0.0}, r"on_policy_fraction \(0.0\) must be above 0"),
+        ({"on_policy_start": 1.0}, r"on_policy_start \(1.0\) must be at least 0 and below 1"),
         ({"top_p": 0.0}, r"top_p \(0.0\)"),
     ],
 )

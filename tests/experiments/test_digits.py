@@ -3,6 +3,7 @@
 import itertools
 import json
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ pytest.importorskip("sklearn")
 from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score, recall_score
 
+from minimoe.cli import main as cli
+from minimoe.cli.commands import digits as command
 from minimoe.experiments.digits import tables as digits_report
 from minimoe.experiments.digits.networks import (
     Images,
@@ -295,7 +298,7 @@ def test_the_table_of_temperatures(teachers):
         count_errors(train_students(teachers, (8,), loss, draw(teachers, 50), 5)[1], teachers.images.test_N)
         for loss in ("labels alone", "teacher, T = 8")
     )
-    assert found["labels alone"][2] == f"{alone.all_reduce_mean():.1f} ±{alone.std():.1f}"
+    assert found["labels alone"][2] == f"{alone.mean():.1f} ±{alone.std():.1f}"
     fewer = sum(b < a for a, b in zip(alone.tolist(), taught.tolist(), strict=True))
     assert found["teacher, T = 8"][2] == f"{taught.mean():.1f} ±{taught.std():.1f} ({fewer})"
     assert "900 test images, 3 seeds" in table.about
@@ -393,3 +396,22 @@ def test_the_figure_shows_the_teachers_probabilities(teachers, tmp_path, monkeyp
             assert [round(bar.get_x() + bar.get_width() / 2) for bar in drawn] == list(range(10))
             assert drawn.get_label() == f"T = {temperature}"
         assert expected.max() < 0.9  # softened
+
+
+# the command
+
+
+def test_the_digits_command(capsys, tmp_path, monkeypatch):
+    small = partial(train_teachers, steps=20)
+    monkeypatch.setattr(command, "train_teachers", small)
+    monkeypatch.setattr(command, "TABLES", (partial(by_temperature, steps=5),))
+    out = tmp_path / "digits.json"
+    assert cli.main(["digits", "--seeds", "2", "--out", str(out), "--seed", "3"]) == 0
+    assert "labels alone" in capsys.readouterr().out
+    data = json.loads(out.read_text())
+    assert (data["seeds"], data["seed"], len(data["tables"])) == (2, 3, 1)
+    assert out.with_suffix(".png").stat().st_size > 10_000
+    assert cli.main(["digits", "--seeds", "0"]) == 1
+    assert "seeds (0) must be at least 1" in capsys.readouterr().err
+    assert cli.main(["digits", "--out", str(tmp_path / "no" / "digits.json")]) == 1
+    assert "make it first" in capsys.readouterr().err

@@ -2,20 +2,16 @@
 
 import json
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from minimoe.cli import main as cli
-from minimoe.cli.commands import distill as commands
 from minimoe.cli.commands.distill import choose
 from minimoe.cost import flops_per_token
 from minimoe.distill.config import DistillConfig
 from minimoe.distill.evaluation import StudentMetrics, student_metrics
-from minimoe.experiments.digits.networks import train_teachers
-from minimoe.experiments.digits.tables import by_temperature
 from minimoe.experiments.distillation.experiment import ALONE, LONGER, SETUPS, Method
 from minimoe.experiments.distillation.results import Curve, DistillationResults, flops
 from minimoe.models.config import ModelConfig
@@ -291,19 +287,3 @@ def test_chosen_methods_keep_their_order_and_alone():
     assert isinstance(METHODS[ALONE], Method)
     assert METHODS[ALONE].lesson == DistillConfig(signal="labels")
     torch.manual_seed(0)
-
-
-def test_the_digits_command(capsys, tmp_path, monkeypatch):
-    small = partial(train_teachers, steps=20)
-    monkeypatch.setattr(commands, "train_teachers", small)
-    monkeypatch.setattr(commands, "TABLES", (partial(by_temperature, steps=5),))
-    out = tmp_path / "digits.json"
-    assert cli.main(["digits", "--seeds", "2", "--out", str(out), "--seed", "3"]) == 0
-    assert "labels alone" in capsys.readouterr().out
-    data = json.loads(out.read_text())
-    assert (data["seeds"], data["seed"], len(data["tables"])) == (2, 3, 1)
-    assert out.with_suffix(".png").stat().st_size > 10_000
-    assert cli.main(["digits", "--seeds", "0"]) == 1
-    assert "seeds (0) must be at least 1" in capsys.readouterr().err
-    assert cli.main(["digits", "--out", str(tmp_path / "no" / "digits.json")]) == 1
-    assert "make it first" in capsys.readouterr().err
