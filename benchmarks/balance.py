@@ -19,6 +19,7 @@ from rich.progress import track
 
 from minimoe import GPT, load_corpus
 from minimoe.experiments.presets import PRESETS, PresetName
+from minimoe.reporting.statistics import format_spread
 from minimoe.tools.allocator import keep_freed_memory
 from minimoe.tools.files import write_atomically
 from minimoe.tools.machine import describe_machine
@@ -44,8 +45,7 @@ def markdown(found: list[dict]) -> str:
         cells = []
         for key, (_, digits) in COLUMNS.items():
             values = [run[key] for run in found if run["balance"] == method]
-            spread = f" ±{statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.fmean(values):.{digits}f}{spread}")
+            cells.append(format_spread(values, f".{digits}f"))
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

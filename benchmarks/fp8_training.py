@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from rich.progress import track
 
 from minimoe import GPT, ModelConfig, TrainConfig, load_corpus
+from minimoe.reporting.statistics import format_spread
 from minimoe.tools.allocator import keep_freed_memory
 from minimoe.tools.files import write_atomically
 from minimoe.tools.machine import describe_machine
@@ -79,19 +80,14 @@ def gaps(found: list[dict], model: str, recipe: str) -> list[float]:
     return [100 * (run[recipe]["bits_per_byte"] / run["full"]["bits_per_byte"] - 1) for run in runs]
 
 
-def spread(values: list[float], digits: int, sign: str = "") -> str:
-    deviation = f" ±{statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):{sign}.{digits}f}{deviation}"
-
-
 def markdown(found: list[dict]) -> str:
     """A row a model and recipe: mean ± standard deviation over seeds."""
     lines = ["| model | recipe | bits per byte | gap to float32 | time of a step |", "|---|---|---|---|---|"]
     for model in dict.fromkeys(run["model"] for run in found):
         runs = [run["recipes"] for run in found if run["model"] == model]
         for recipe in RECIPES:
-            loss = spread([run[recipe]["bits_per_byte"] for run in runs], 3)
-            gap = "" if recipe == "full" else spread(gaps(found, model, recipe), 2, "+") + " %"
+            loss = format_spread([run[recipe]["bits_per_byte"] for run in runs], ".3f")
+            gap = "" if recipe == "full" else format_spread(gaps(found, model, recipe), "+.2f", " %")
             ratio = statistics.median(run[recipe]["step_ratio"] for run in runs)
             lines.append(f"| {model} | {recipe} | {loss} | {gap} | {ratio:.2f}x |")
     return "\n".join(lines)

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.padding import Padding
 
-from minimoe.reporting.tables import table
+from minimoe.reporting.tables import rich_table
 
 WIDE, NARROW = 96, ("least", "most", "peak")  # columns of a terminal; what a narrower one has no place for
 
@@ -23,7 +23,7 @@ def print_bench(data: dict[str, Any], console: Console) -> None:
     """Ratios by suite and group, what they say, and what they were measured on."""
     headings = ["", "rows", "noisy", "times", "least", "most", "theory", "peak", "bytes"]
     shown = [i for i, name in enumerate(headings) if console.width >= WIDE or name not in NARROW]
-    made = table(
+    made = rich_table(
         "Times as long as what it is compared with (geometric mean of the rows)",
         [headings[i] for i in shown],
     )

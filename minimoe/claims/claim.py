@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from minimoe.experiments.experiment import Experiment
-from minimoe.reporting.statistics import Spread, confidence, shown
+from minimoe.reporting.statistics import Spread, confidence, format_spread
 
 HOLDS, FAILS, OPEN, NOT_BUILT = "holds here", "does not hold here", "not testable at this scale", "not built"
 
@@ -61,7 +61,7 @@ class Bound:
 
     def says(self, values: list[float]) -> str:
         """ "bytes of a tensor 0.516 (at most 0.55): met" """
-        return f"{self.what} {shown(values, self.unit)} ({self.limit()}): {self.outcome(values)}"
+        return f"{self.what} {format_spread(values, unit=self.unit)} ({self.limit()}): {self.outcome(values)}"
 
 
 @dataclass(frozen=True)

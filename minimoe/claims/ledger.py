@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from minimoe.claims.claim import OPEN, Claim, Judgement
 from minimoe.experiments.context import RunContext
 from minimoe.experiments.measurement import Measured, Untestable
-from minimoe.reporting.statistics import Spread, shown
+from minimoe.reporting.statistics import Spread, format_spread
 from minimoe.tools.files import write_atomically
 from minimoe.tools.machine import describe_machine
 from minimoe.tools.timing import peaks
@@ -87,7 +87,11 @@ def entry(claim: Claim, context: RunContext) -> Entry:
         "ran": measured.ran,
         "measured": {
             name: Spread.of(values).as_dict()
-            | {"values": values, "unit": units.get(name, ""), "shown": shown(values, units.get(name, ""))}
+            | {
+                "values": values,
+                "unit": units.get(name, ""),
+                "shown": format_spread(values, unit=units.get(name, "")),
+            }
             for name, values in measured.values.items()
         },
         **judged(claim, judgement),

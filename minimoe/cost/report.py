@@ -5,7 +5,7 @@ from typing import Any
 from rich.console import Console
 
 from minimoe.cost.estimate import TOKENS
-from minimoe.reporting.tables import si, table
+from minimoe.reporting.tables import rich_table, si
 
 Cost = dict[str, Any]
 
@@ -24,7 +24,7 @@ NAMES = {
 
 def print_costs(found: list[Cost], console: Console) -> None:
     """Sections that say nothing of any of the models are left out."""
-    made = table("", ["", *(cost["name"] for cost in found)])
+    made = rich_table("", ["", *(cost["name"] for cost in found)])
     for title, rows in (
         ("", _sizes(found)),
         ("training", _training(found)),

@@ -1,7 +1,7 @@
-"""Tables on the terminal: a comparison, from the same plain data that comparison.json holds, and numbers."""
+"""Tables as plain text cells, printed on the terminal or rendered as Markdown; and SI prefixes."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -9,45 +9,41 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table: its name, what it says, headings (the first is of the rows' names) and cells as text."""
+    """A table of text cells."""
 
     name: str
     about: str
+    """what the table shows, in a sentence or two"""
     headings: list[str]
+    """the first is the heading of the rows' names"""
     rows: list[list[str]]
 
     def markdown(self) -> str:
-        lines = [" | ".join(["", *row, ""]).strip() for row in (self.headings, ["---"] * len(self.headings))]
-        return "\n".join(lines + [" | ".join(["", *row, ""]).strip() for row in self.rows])
+        lines = (self.headings, ["---"] * len(self.headings), *self.rows)
+        return "\n".join(" | ".join(["", *line, ""]).strip() for line in lines)
 
 
-def print_table(numbers: TextTable, console: Console) -> None:
-    """A table and what it says."""
-    figures = table("", numbers.headings)
-    for row in numbers.rows:
+def print_table(table: TextTable, console: Console) -> None:
+    """Print what a table shows, and the table."""
+    figures = rich_table("", table.headings)
+    for row in table.rows:
         figures.add_row(*row)
-    console.print(numbers.about.replace("*", ""), highlight=False)
+    console.print(table.about.replace("*", ""), highlight=False)
     console.print(figures)
     console.print()
 
 
-def table(title: str, headings: list[str]) -> Table:
-    """A table whose first column is text and whose others are figures."""
-    made = Table(title=title, title_justify="left", title_style="bold")
+def rich_table(title: str, headings: list[str]) -> Table:
+    """An empty table for the terminal: text in the first column, right-aligned figures in the others."""
+    table = Table(title=title, title_justify="left", title_style="bold")
     for heading in headings:
-        side: Literal["left", "right"] = "right" if made.columns else "left"
-        made.add_column(heading, justify=side, no_wrap=not made.columns, overflow="fold")
-    return made
-
-
-def shown_spread(value: dict[str, Any], digits: int = 3) -> str:
-    """Mean ± deviation, as ``Spread.as_dict`` has them."""
-    deviation = value["deviation"]
-    return f"{value['mean']:.{digits}f}" + ("" if deviation is None else f" ±{deviation:.{digits}f}")
+        justify: Literal["left", "right"] = "right" if table.columns else "left"
+        table.add_column(heading, justify=justify, no_wrap=not table.columns, overflow="fold")
+    return table
 
 
 def si(value: float) -> str:
-    """1_234_567 -> 1.23 M."""
+    """A number with its SI prefix: 1_234_567 -> "1.23 M"."""
     for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= factor:
             return f"{value / factor:.2f} {letter}"

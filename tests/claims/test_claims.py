@@ -9,7 +9,6 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-import scipy.stats
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -37,8 +36,6 @@ from minimoe.experiments.experiment import Experiment
 from minimoe.experiments.measurement import Measured, Untestable
 from minimoe.experiments.model_cost import counts
 from minimoe.experiments.presets import PRESETS
-from minimoe.reporting.figures import draw_dots
-from minimoe.reporting.statistics import T95, confidence, shown
 from minimoe.training.config import TrainConfig
 from minimoe.training.trainer import Trainer
 
@@ -117,14 +114,6 @@ def test_a_mean_must_clear_the_bound_by_more_than_chance(values, outcome):
     assert Bound("a", "a", most=-2.0).outcome([-value for value in values]) == outcome
 
 
-def test_the_table_of_students_t_is_scipys():
-    expected = [scipy.stats.t.ppf(0.95, df) for df in range(1, len(T95) + 1)]
-    assert list(T95) == pytest.approx(expected, abs=5e-4)
-    assert confidence(1) == 0
-    assert confidence(3) == pytest.approx(2.92 / math.sqrt(3))
-    assert confidence(100) >= scipy.stats.t.ppf(0.95, 99) / 10
-
-
 @pytest.mark.parametrize("values", [[], [math.nan], [1.0, math.inf]])
 def test_what_is_no_number_gets_no_verdict(values):
     with pytest.raises(ValueError, match="there must be numbers"):
@@ -135,18 +124,6 @@ def test_a_bound_has_one_side():
     for limits in ({}, {"least": 1.0, "most": 2.0}):
         with pytest.raises(ValueError, match="a least or a most"):
             Bound("a", "a", **limits)
-
-
-@pytest.mark.parametrize(
-    ("values", "text"),
-    [
-        ([0.51562], "0.516 %"), ([250_360.4], "250,360 %"), ([8.8e-16], "8.8e-16 %"), ([3.0], "3 %"),
-        ([2.0, 2.1, 2.2], "2.10 ±0.10 %"), ([27.5, 28.5], "28.00 ±0.71 %"), ([-200.0, 300.0], "50 ±354 %"),
-        ([1.0, 1.0], "1 %"),
-    ],
-)  # fmt: skip
-def test_figures_are_shown_with_the_digits_they_deserve(values, text):
-    assert shown(values, " %") == text
 
 
 # The ledger, its JSON, its page
@@ -422,15 +399,6 @@ def test_moving_data(tmp_path):
     assert found["kB a token, free, bf16"][0] == pytest.approx(every * free / 1e3, rel=0.03)
     assert len(found["seconds"]) == 3
     assert set(claim.experiment.labels) <= set(found)
-
-
-def test_a_picture_has_a_dot_for_every_seed_and_a_line_at_the_mean():
-    axes = Figure().subplots()
-    found = {"one": [1.0, 2.0, 6.0], "two": [4.0, 5.0, 9.0]}
-    draw_dots(axes, found)
-    assert [line.get_ydata().tolist() for line in axes.lines] == list(found.values())
-    assert [bar.get_segments()[0][:, 1].tolist() for bar in axes.collections] == [[3.0, 3.0], [6.0, 6.0]]
-    assert [label.get_text() for label in axes.get_xticklabels()] == list(found)
 
 
 def test_processes_return_in_order():

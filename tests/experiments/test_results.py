@@ -14,7 +14,6 @@ from minimoe.experiments.moe_vs_dense.report import print_comparison
 from minimoe.experiments.moe_vs_dense.results import Comparison
 from minimoe.experiments.presets import PRESETS
 from minimoe.models.config import ModelConfig
-from minimoe.reporting.statistics import Spread, outcome
 from minimoe.training.config import TrainConfig
 
 MODELS = PRESETS["quick"].models()
@@ -56,21 +55,6 @@ def test_the_verdict_says_both_ways():
     assert "Against dense-total the mixture LOST at equal tokens (by 0.400), " in text
     assert "won at equal FLOPs (by 1.000), won at equal seconds (by 0.400)." in text
     assert "one seed" in text
-
-
-@pytest.mark.parametrize(
-    ("lead", "expected"),
-    [
-        (Spread(0.1, 0.05), "won"),
-        (Spread(-0.1, 0.05), "LOST"),
-        (Spread(0.1, 0.2), "tied"),
-        (Spread(-0.1, 0.2), "tied"),
-        (Spread(0.004, None), "tied"),
-        (Spread(0.006, None), "won"),
-    ],
-)
-def test_outcomes_on_both_sides_of_their_bounds(lead, expected):
-    assert outcome(lead) == expected
 
 
 def test_seeds_are_paired():

@@ -27,6 +27,7 @@ from minimoe.experiments.digits.networks import (
     train_networks,
     train_teachers,
 )
+from minimoe.reporting.statistics import describe_seeds, format_spread
 from minimoe.reporting.tables import TextTable
 
 FEW = 100  # images, where a student sees few
@@ -76,7 +77,7 @@ def by_temperature(teachers: Teachers, n_images: int | None = FEW, steps: int = 
     """Errors of students of three sizes, by what taught them; they see ``n_images``, None for all."""
     images = teachers.images
     rows_SN = draw(teachers, len(images.train_N) if n_images is None else n_images)
-    own = spread(count_errors(teachers.test_SNC, images.test_N))
+    own = format_spread(count_errors(teachers.test_SNC, images.test_N).tolist(), ".1f")
     rows = [["the teacher itself", own, *[""] * (len(RATES) - 1)], *([name] for name in LOSSES)]
     for hidden in RATES:
         errors = [
@@ -85,11 +86,11 @@ def by_temperature(teachers: Teachers, n_images: int | None = FEW, steps: int = 
         ]
         for row, errors_S in zip(rows[1:], errors, strict=True):
             fewer = int((errors_S < errors[0]).sum())
-            row.append(spread(errors_S) + ("" if row[0] == ALONE else f" ({fewer})"))
+            row.append(format_spread(errors_S.tolist(), ".1f") + ("" if row[0] == ALONE else f" ({fewer})"))
     about = (
-        f"Errors on {len(images.test_N)} test images, {_seeds(teachers)}, of students that saw "
-        f"{rows_SN.shape[1]} images and teachers that saw {len(images.train_N)}. In brackets: for how many "
-        "seeds the student made fewer errors than from labels alone."
+        f"Errors on {len(images.test_N)} test images, {describe_seeds(len(teachers.train_SNC))}, of students "
+        f"that saw {rows_SN.shape[1]} images and teachers that saw {len(images.train_N)}. In brackets: for "
+        "how many seeds the student made fewer errors than from labels alone."
     )
     return TextTable(f"digits-{rows_SN.shape[1]}", about, ["taught by", *map(_shape, RATES)], rows)
 
@@ -109,12 +110,16 @@ def unseen(teachers: Teachers, steps: int = STEPS) -> TextTable:
             raised_SNC[..., list(digits)] += bias_S.view(-1, 1, 1)
             logits += [test_SNC, raised_SNC]
         for row, logits_SNC in zip(rows, logits, strict=True):
-            row.append(spread(count_errors(logits_SNC, images.test_N)))
-            row.append(spread(100 * recall(logits_SNC, images.test_N, digits)))
+            errors_S, recall_S = (
+                count_errors(logits_SNC, images.test_N),
+                recall(logits_SNC, images.test_N, digits),
+            )
+            row += [format_spread(values_S.tolist(), ".1f") for values_S in (errors_S, 100 * recall_S)]
     about = (
         f"Errors on {len(images.test_N)} test images, and recall: how many % of the unseen digits' are read "
-        f"rightly; {_seeds(teachers)}; students of the teacher's size. Raised bias: until, of all training "
-        "images, their labels hidden, as many are read as unseen digits as there should be, 1/10 each."
+        f"rightly; {describe_seeds(n_seeds)}; students of the teacher's size. Raised bias: until, of all "
+        "training images, their labels hidden, as many are read as unseen digits as there should be, 1/10 "
+        "each."
     )
     headings = [f"{name}: {what}" for name in UNSEEN for what in ("errors", "recall")]
     return TextTable("digits-unseen", about, ["taught by", *headings], rows)
@@ -182,16 +187,6 @@ def recall(logits_SNC: Tensor, labels_N: Tensor, digits: Sequence[int]) -> Tenso
     """(S,) the share of these digits' images, from 0 to 1, that each network takes for what they are."""
     wanted_N = torch.isin(labels_N, torch.tensor(digits, device=labels_N.device))
     return (logits_SNC.argmax(-1) == labels_N)[:, wanted_N].float().mean(-1)
-
-
-def spread(values_S: Tensor) -> str:
-    """Mean ±standard deviation; of one seed, its value."""
-    return f"{values_S.mean():.1f}" + (f" ±{values_S.std():.1f}" if len(values_S) > 1 else "")
-
-
-def _seeds(teachers: Teachers) -> str:
-    n_seeds = len(teachers.train_SNC)
-    return "1 seed" if n_seeds == 1 else f"{n_seeds} seeds, mean ±standard deviation"
 
 
 def _shape(hidden: tuple[int, ...]) -> str:

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from minimoe.experiments.distillation.experiment import ALONE, LONGER
-from minimoe.reporting.tables import shown_spread, si, table
+from minimoe.reporting.statistics import describe_seeds, format_spread
+from minimoe.reporting.tables import rich_table, si
 
 STYLES: dict[str, dict[str, Any]] = {
     ALONE: {"color": "#555555", "linestyle": ":", "marker": "^"},
@@ -29,7 +30,9 @@ TEXT: dict[str, Any] = {"color": "#d55e00", "linestyle": "-", "marker": "v"}
 
 def print_distillation(data: dict[str, Any], console: Console) -> None:
     """Who they are, what each student reached, the verdict, and what they write."""
-    models = table("The models", ["", "parameters", "MB", "FLOPs/byte", "bytes/s*", "training**", "bits"])
+    models = rich_table(
+        "The models", ["", "parameters", "MB", "FLOPs/byte", "bytes/s*", "training**", "bits"]
+    )
     for row in data["models"]:
         models.add_row(
             row["model"],
@@ -38,28 +41,27 @@ def print_distillation(data: dict[str, Any], console: Console) -> None:
             si(row["flops_per_token"]),
             f"{row['tokens_per_second']:,.0f}",
             "" if row["training"] is None else f"{row['training']:.1f}x",
-            shown_spread(row["bits_per_byte"]),
+            format_spread(row["bits_per_byte"], ".3f"),
         )
     console.print(models)
     console.print(
         "* writing, 16 texts at a time   ** FLOPs, in trainings of the student alone\n", style="dim"
     )
 
-    about = "1 seed" if data["seeds"] == 1 else f"{data['seeds']} seeds, mean ±standard deviation"
-    students = table(
-        f"The students ({about})",
+    students = rich_table(
+        f"The students ({describe_seeds(data['seeds'])})",
         ["taught by", "bits*", "closed", "choice", "KL", "FLOPs", "lead**"],
     )
     for row in data["methods"]:
         equal = row["lead_at_equal_compute"]
         students.add_row(
             row["method"],
-            shown_spread(row["best"]),
-            _percent(row["gap_closed"]),
-            _percent(row["agreement"]),
-            shown_spread(row["divergence"]),
+            format_spread(row["best"], ".3f"),
+            format_spread(row["gap_closed"], ".0%"),
+            format_spread(row["agreement"], ".0%"),
+            format_spread(row["divergence"], ".3f"),
             f"{row['compute']:.1f}x",
-            "" if equal is None else shown_spread(equal),
+            "" if equal is None else format_spread(equal, ".3f"),
         )
     console.print(students)
     notes = (
@@ -69,9 +71,11 @@ def print_distillation(data: dict[str, Any], console: Console) -> None:
     console.print(notes, style="dim")
 
     domains = [name for name in data["methods"][0]["bits_per_byte"] if name != "all"]
-    reached = table("Validation bits per byte at the end, by domain", ["", *domains])
+    reached = rich_table("Validation bits per byte at the end, by domain", ["", *domains])
     for row in data["methods"]:
-        reached.add_row(row["method"], *(shown_spread(row["bits_per_byte"][domain]) for domain in domains))
+        reached.add_row(
+            row["method"], *(format_spread(row["bits_per_byte"][domain], ".3f") for domain in domains)
+        )
     console.print(reached)
 
     console.print(f"\nAll go on after {data['samples']['prompt']!r}:", highlight=False, markup=False)
@@ -79,11 +83,6 @@ def print_distillation(data: dict[str, Any], console: Console) -> None:
         if name != "prompt":
             console.print(f"  [bold]{name}[/bold]  {escape(repr(text))}", highlight=False, soft_wrap=True)
     console.print(f"\n{data['verdict']}", highlight=False)
-
-
-def _percent(value: dict[str, Any]) -> str:
-    deviation = value["deviation"]
-    return f"{value['mean']:.0%}" + ("" if deviation is None else f" ±{deviation:.0%}")
 
 
 def plot_distillation(data: dict[str, Any], path: Path, title: str) -> None:

@@ -17,7 +17,7 @@ from minimoe.data.corpus import ALL
 from minimoe.distill.evaluation import StudentMetrics
 from minimoe.experiments.distillation.experiment import ALONE, LONGER, Method, Setup
 from minimoe.models.config import ModelConfig
-from minimoe.reporting.statistics import Spread, outcome
+from minimoe.reporting.statistics import Spread, describe_lead, format_spread
 from minimoe.tools import records
 
 
@@ -149,7 +149,7 @@ class DistillationResults:
         }
         for name, (rival, words) in pairs.items():
             if name in self.methods and rival in self.methods:
-                sentences.append(f"{words} {_says(self.lead(name, self.reached(rival)))}.")
+                sentences.append(f"{words} {describe_lead(self.lead(name, self.reached(rival)))}.")
         if self.seeds == 1:
             sentences.append(
                 "Bits per byte, from one seed: a hundredth or two may be luck, --seeds 3 shows the spread."
@@ -159,17 +159,10 @@ class DistillationResults:
         return " ".join(sentences)
 
     def _against_alone(self, name: str) -> str:
-        tokens = _says(self.lead(name, self.reached(ALONE)))
+        tokens = describe_lead(self.lead(name, self.reached(ALONE)))
         rivals = self.alone_with_as_much(name)
-        compute = f", {_says(self.lead(name, rivals))} at equal arithmetic" if rivals else ""
-        share = Spread.of(self.closed(name))
-        spread = "" if share.deviation is None else f" ±{share.deviation:.0%}"
+        compute = f", {describe_lead(self.lead(name, rivals))} at equal arithmetic" if rivals else ""
         return (
             f"Taught by {name}, the student {tokens} at equal student tokens{compute}, against itself alone; "
-            f"of the gap to its teacher it closed {share.mean:.0%}{spread}."
+            f"of the gap to its teacher it closed {format_spread(self.closed(name), '.0%')}."
         )
-
-
-def _says(lead: Spread) -> str:
-    by = f"{abs(lead.mean):.3f}" + ("" if lead.deviation is None else f" ±{lead.deviation:.3f}")
-    return f"{outcome(lead)} (by {by})"

@@ -12,7 +12,7 @@ from minimoe.cost import flops_per_token, parameters
 from minimoe.data.corpus import ALL
 from minimoe.experiments.curves import AXES, Curve
 from minimoe.models.config import ModelConfig
-from minimoe.reporting.statistics import Spread, outcome
+from minimoe.reporting.statistics import Spread, describe_lead
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,7 @@ class Comparison:
         for rival in (name for name in self.curves if name != "moe"):
             clauses = []
             for axis, words in zip(AXES, ("tokens", "FLOPs", "seconds"), strict=True):
-                lead = self.lead(rival, axis)
-                by = f"{abs(lead.mean):.3f}" + ("" if lead.deviation is None else f" ±{lead.deviation:.3f}")
-                clauses.append(f"{outcome(lead)} at equal {words} (by {by})")
+                clauses.append(describe_lead(self.lead(rival, axis), f"at equal {words}"))
             sentences.append(f"Against {rival} the mixture {', '.join(clauses)}.")
         if self.seeds == 1:
             sentences.append(
