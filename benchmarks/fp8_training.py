@@ -13,13 +13,12 @@ import statistics
 from dataclasses import replace
 from pathlib import Path
 
-import matplotlib
 import torch
 import tyro
-from matplotlib.figure import Figure
 from rich.progress import track
 
 from minimoe import GPT, ModelConfig, TrainConfig, load_corpus
+from minimoe.reporting.figures import BLUE, GRAY, GREEN, SKY_BLUE, VERMILLION, new_figure
 from minimoe.reporting.statistics import format_spread
 from minimoe.tools.allocator import keep_freed_memory
 from minimoe.tools.files import write_atomically
@@ -33,11 +32,11 @@ RECIPES = ("full", "twin", "deepseek-v3", "deepseek-v3-pow2", "tensorwise", "nai
 TRAINING = TrainConfig(lr=2e-3, warmup=30, schedule="constant", average=0.1, eval_every=50)
 STYLES = {
     "full": {"color": "black", "linestyle": "-", "marker": "o"},
-    "twin": {"color": "#777777", "linestyle": "--", "marker": "x"},
-    "deepseek-v3": {"color": "#0072b2", "linestyle": "-", "marker": "s"},
-    "deepseek-v3-pow2": {"color": "#56b4e9", "linestyle": "--", "marker": "D"},
-    "tensorwise": {"color": "#009e73", "linestyle": ":", "marker": "^"},
-    "naive": {"color": "#d55e00", "linestyle": "-", "marker": "v"},
+    "twin": {"color": GRAY, "linestyle": "--", "marker": "x"},
+    "deepseek-v3": {"color": BLUE, "linestyle": "-", "marker": "s"},
+    "deepseek-v3-pow2": {"color": SKY_BLUE, "linestyle": "--", "marker": "D"},
+    "tensorwise": {"color": GREEN, "linestyle": ":", "marker": "^"},
+    "naive": {"color": VERMILLION, "linestyle": "-", "marker": "v"},
 }
 
 
@@ -96,8 +95,7 @@ def markdown(found: list[dict]) -> str:
 def plot(found: list[dict], path: Path) -> None:
     """Validation loss against steps, and the gap to float32; mean over seeds, a thin line a seed."""
     models = list(dict.fromkeys(run["model"] for run in found))
-    with matplotlib.rc_context({"font.size": 10}):
-        figure = Figure(figsize=(5.5 * len(models), 7), layout="constrained")
+    with new_figure(path, 5.5 * len(models), 7, dpi=110) as figure:
         panels = figure.subplots(2, len(models), sharex=True, sharey="row", squeeze=False)
         for column, model in enumerate(models):
             runs = [run["recipes"] for run in found if run["model"] == model]
@@ -117,8 +115,7 @@ def plot(found: list[dict], path: Path) -> None:
             panels[1, column].set_xlabel("optimizer step")
         panels[0, 0].set_ylabel("validation bits per byte")
         panels[1, 0].set_ylabel("gap to float32, %\n(dotted: V3's 0.25 %; naive is off the scale)")
-        panels[0, 0].legend(frameon=False)
-        figure.savefig(path, dpi=110)
+        panels[0, 0].legend()
 
 
 def main(seeds: int = 3, steps: int = 300, threads: int | None = None) -> None:

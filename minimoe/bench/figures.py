@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,16 +19,7 @@ from matplotlib.ticker import (
 
 from minimoe.bench.crossover import Record, crossings, crossovers
 from minimoe.bench.layers import BOTH, DENSE_ACTIVE, DENSE_TOTAL, FORWARD, MIXTURE
-from minimoe.reporting.figures import STYLES as MODELS
-
-LINES: tuple[dict[str, Any], ...] = (
-    {"color": "#0072b2", "linestyle": "--", "marker": "s"},
-    {"color": "#d55e00", "linestyle": "-", "marker": "o"},
-    {"color": "#009e73", "linestyle": "-.", "marker": "D"},
-    {"color": "#555555", "linestyle": ":", "marker": "^"},
-    {"color": "#cc79a7", "linestyle": (0, (5, 1)), "marker": "x"},
-    {"color": "#56b4e9", "linestyle": (0, (1, 1)), "marker": "v"},
-)
+from minimoe.reporting.figures import LINES, STYLES, figure_style
 
 SWEEPS = {"E": "experts E", "K": "experts a token K", "T": "tokens T", "D": "width D"}
 
@@ -38,7 +28,7 @@ def plot_bench(data: dict[str, Any], out: Path) -> list[Path]:
     """Each figure that the records suffice for."""
     drawn = []
     for name, draw in FIGURES.items():
-        with matplotlib.rc_context({"font.size": 10}):
+        with figure_style():
             figure = draw(data)
             if figure is not None:
                 drawn.append(out / f"{name}.png")
@@ -55,13 +45,13 @@ def throughput(data: dict[str, Any]) -> Figure | None:
     panels = figure.subplots(len(ways), len(SWEEPS), squeeze=False)
     for way, row in zip(ways, panels, strict=True):
         for (letter, label), panel in zip(SWEEPS.items(), row, strict=True):
-            for name, style in MODELS.items():
+            for name, style in STYLES.items():
                 found = _sweep(_layers(data, way), data["size"], letter, name)
                 _line(panel, [(x, r["tokens_per_second"]) for x, r in found], name, style)
             _axes(panel, label, f"tokens/s, {way}" if letter == "E" else "")
             panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             panel.yaxis.set_major_formatter(EngFormatter(sep=""))
-    panels[0][0].legend(frameon=False)
+    panels[0][0].legend()
     figure.suptitle(f"The layer alone, around {_size(data)}, {_threads(data)}")
     return figure
 
@@ -86,7 +76,7 @@ def crossover(data: dict[str, Any]) -> Figure | None:
             said = crossovers(data["records"], way, rival) or ""
             panel.set_title(textwrap.fill(said, 80), fontsize=8.5)
         row[0].set_ylabel("mixture's time / dense; below 1 it wins")
-    panels[0][0].legend(frameon=False)
+    panels[0][0].legend()
     figure.suptitle(f"Where the mixture beats dense, around {_size(data)}, {_threads(data)}")
     return figure
 
@@ -105,7 +95,7 @@ def recipes(data: dict[str, Any]) -> Figure | None:
     shape = rows[0]["shape"]
     _axes(panel, f"rows M of a product with N = {shape['N']}, K = {shape['K']}", "times as long as float32")
     _ratios(panel)
-    panel.legend(frameon=False, fontsize=9)
+    panel.legend(fontsize=9)
     figure.suptitle(f"Products under recipes, {_threads(data)}")
     return figure
 
@@ -127,7 +117,7 @@ def dispatchers(data: dict[str, Any]) -> Figure | None:
         _axes(panel, "tokens T", "times as long as the loop" if panel is panels[0] else "")
         _ratios(panel)
         panel.set_title(way, fontsize=10)
-    panels[0].legend(frameon=False)
+    panels[0].legend()
     figure.suptitle(f"Dispatchers, around {_size(data)}, {_threads(data)}")
     return figure
 

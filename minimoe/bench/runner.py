@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column
 
 from minimoe.bench.case import Case
 from minimoe.bench.measure import Effort, Turn, case_records, time_case, usual
+from minimoe.reporting.progress import progress_bar
 from minimoe.tools import records
 from minimoe.tools.timing import Peaks, peaks
 
@@ -77,11 +76,7 @@ def _measured(case: Case, turn: int, device: torch.device, effort: Effort) -> Tu
 def _shown(console: Console, cases: Sequence[Case], done: int) -> Iterator[Any]:
     """What is measured and the time left: a bar on a terminal, elsewhere a line a group."""
     groups: list[tuple[str, str, int]] = []
-    progress = Progress(
-        BarColumn(10), MofNCompleteColumn(), TimeRemainingColumn(table_column=Column(min_width=7)),
-        TextColumn("left · {task.description}", table_column=Column(no_wrap=True, overflow="ellipsis")),
-        console=console, transient=True,
-    )  # fmt: skip
+    progress = progress_bar(console, "cases", transient=True)
     task = progress.add_task("", total=TURNS * len(cases), completed=done)
     begun = done
 

@@ -12,12 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
-
 from minimoe.claims.claim import OPEN, Claim, Judgement
 from minimoe.experiments.context import RunContext
 from minimoe.experiments.measurement import Measured, Untestable
+from minimoe.reporting.figures import new_figure
 from minimoe.reporting.statistics import Spread, format_spread
 from minimoe.tools.files import write_atomically
 from minimoe.tools.machine import describe_machine
@@ -120,7 +118,5 @@ def draw(claim: Claim, found: Entry, folder: Path) -> None:
         return
     path = folder / "pictures" / f"{claim.id}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(7.5, 3.4), layout="constrained")
+    with new_figure(path, 7.5, 3.4) as figure:
         claim.experiment.draw(figure, found["detail"])
-        figure.savefig(path, dpi=100)

@@ -17,6 +17,7 @@ from minimoe.experiments.measurement import Measured, Untestable
 from minimoe.models.config import ModelConfig
 from minimoe.moe import Meter, MoE, Routing, expert_parallel_
 from minimoe.moe.expert_parallel.row_format import DispatchDtype
+from minimoe.reporting.figures import BLUE
 
 PROCESSES, TOKENS = 4, 512
 
@@ -102,11 +103,11 @@ def measure(context: RunContext) -> Measured:
 def draw(figure: Figure, detail: dict[str, Any]) -> None:
     left, right = figure.subplots(1, 2)
     names = [name.replace(", ", "\n") for name in detail["kilobytes"]]
-    bars = left.bar(names, list(detail["kilobytes"].values()), color="#0072b2", width=0.6)
+    bars = left.bar(names, list(detail["kilobytes"].values()), color=BLUE, width=0.6)
     left.bar_label(bars, fmt="%.2f", padding=2)
     left.set_ylabel("kB sent a token and layer")
     for i, values in enumerate(detail["seconds"].values()):
-        right.plot([i] * len(values), [1e3 * v for v in values], "o", color="#0072b2", markerfacecolor="none")
+        right.plot([i] * len(values), [1e3 * v for v in values], "o", color=BLUE, markerfacecolor="none")
     right.set_xticks(range(len(names)), names)
     right.set(ylabel="ms a step, slowest process", xlim=(-0.5, len(names) - 0.5))
     right.set_ylim(0, 1.1 * right.get_ylim()[1])

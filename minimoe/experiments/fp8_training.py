@@ -13,6 +13,7 @@ from minimoe.experiments.experiment import Experiment
 from minimoe.experiments.jobs import TrainingJob
 from minimoe.experiments.measurement import Measured
 from minimoe.models.config import ModelConfig
+from minimoe.reporting.figures import BLUE, GRAY, VERMILLION
 from minimoe.training.config import TrainConfig
 
 # Widths of 128, so that V3's tiles are full.
@@ -24,9 +25,9 @@ RECIPES = ("float32", "bf16", "deepseek-v3", "naive")
 
 STYLES = {
     "float32": {"color": "black", "linestyle": "-", "marker": "o"},
-    "bf16": {"color": "#777777", "linestyle": "--", "marker": "x"},
-    "deepseek-v3": {"color": "#0072b2", "linestyle": "-", "marker": "s"},
-    "naive": {"color": "#d55e00", "linestyle": ":", "marker": "v"},
+    "bf16": {"color": GRAY, "linestyle": "--", "marker": "x"},
+    "deepseek-v3": {"color": BLUE, "linestyle": "-", "marker": "s"},
+    "naive": {"color": VERMILLION, "linestyle": ":", "marker": "v"},
 }
 
 
@@ -100,7 +101,7 @@ def draw(figure: Figure, detail: dict[str, Any]) -> None:
     right.axhline(0, color="black", linewidth=0.8)
     left.set(xlabel="optimizer step", ylabel="validation bits per byte")
     right.set(xlabel="optimizer step", ylabel="gap to float32, % (dotted: V3's 0.25 %)")
-    left.legend(frameon=False)
+    left.legend()
 
 
 FP8_TRAINING = Experiment(

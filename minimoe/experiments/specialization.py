@@ -14,6 +14,7 @@ from minimoe.experiments.experiment import Experiment
 from minimoe.experiments.jobs import TrainingJob
 from minimoe.experiments.load_balance import mixture
 from minimoe.experiments.measurement import Measured, Untestable
+from minimoe.reporting.figures import BLUE, GREEN, LIGHT_GRAY, ORANGE, PINK, SKY_BLUE
 
 
 def measure_specialists(context: RunContext) -> Measured:
@@ -103,7 +104,7 @@ def draw_specialists(figure: Figure, detail: dict[str, Any]) -> None:
     order = np.argsort(-share_DE.max(0) + 1000 * share_DE.argmax(0))
     bottom = np.zeros(len(order))
     colors, hatches = (
-        ("#0072b2", "#e69f00", "#009e73", "#999999", "#cc79a7", "#56b4e9"),
+        (BLUE, ORANGE, GREEN, LIGHT_GRAY, PINK, SKY_BLUE),
         ("", "//", "..", "xx", "\\\\", "++"),
     )
     for i, domain in enumerate(detail["domains"]):
@@ -121,7 +122,6 @@ def draw_specialists(figure: Figure, detail: dict[str, Any]) -> None:
         *axes.get_legend_handles_labels(),
         loc="outside upper center",
         ncols=len(detail["domains"]),
-        frameon=False,
     )
 
 

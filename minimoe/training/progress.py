@@ -9,9 +9,9 @@ from typing import Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from minimoe.reporting.progress import progress_bar
 from minimoe.training.trainer import Evaluation, Step, Trainer
 
 
@@ -59,15 +59,7 @@ class Terminal:
         self.console = console
         self.title = title
         self.rows: dict[str, Row] = {}
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("steps ·"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-            console=console,
-        )
+        self.progress = progress_bar(console, "steps")
         self.live = Live(console=console, refresh_per_second=4, get_renderable=self._draw)
 
     def __enter__(self) -> "Terminal":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from minimoe.claims.claim import Claim
 from minimoe.claims.html import write_page
@@ -17,6 +17,7 @@ from minimoe.claims.report import STYLES, duration, print_ledger
 from minimoe.cli.console import console, prepare
 from minimoe.data.corpus import check_data
 from minimoe.experiments.context import RunContext
+from minimoe.reporting.progress import progress_bar
 from minimoe.tools.allocator import keep_freed_memory
 from minimoe.tools.files import write_atomically
 from minimoe.tools.run_dir import check_file, close_folder, open_folder
@@ -55,13 +56,7 @@ class Claims:
         check_file("--json", self.json)
         out = self.out or Path("runs") / "-".join(["claims", *self.ids, *(["quick"] if self.quick else [])])
         device = prepare(self.device, self.threads)
-        progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-            console=console,
-        )
+        progress = progress_bar(console)
         ledger = progress.add_task("")
         context = RunContext(
             out, self.quick, self.seeds, device, self.data, lambda s: progress.advance(ledger, s)

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rich.progress import Progress
-
 from minimoe.cli.console import console, introduce, load, prepare
 from minimoe.distill.config import DistillConfig
 from minimoe.distill.losses import Kind
@@ -24,6 +22,7 @@ from minimoe.experiments.distillation.experiment import (
 )
 from minimoe.experiments.distillation.gather import gather
 from minimoe.experiments.distillation.report import plot_distillation, print_distillation
+from minimoe.reporting.progress import progress_bar
 from minimoe.tools.files import write_atomically
 from minimoe.tools.machine import describe_machine
 from minimoe.tools.run_dir import close_folder, open_folder
@@ -140,7 +139,7 @@ def choose(setup: Setup, wanted: str, *, mixture: bool) -> dict[str, Method]:
 
 def bar(title: str) -> Callable[[int, int], None]:
     """Shows how far something has come: a bar on a terminal, a line at its end elsewhere."""
-    progress = Progress(console=console)
+    progress = progress_bar(console)
     task = progress.add_task(title)
 
     def told(done: int, of: int) -> None:

@@ -9,9 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import matplotlib
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from minimoe.experiments.digits.networks import (
@@ -27,6 +25,7 @@ from minimoe.experiments.digits.networks import (
     train_networks,
     train_teachers,
 )
+from minimoe.reporting.figures import BLUE, PALE_GRAY, new_figure
 from minimoe.reporting.statistics import describe_seeds, format_spread
 from minimoe.reporting.tables import TextTable
 
@@ -159,23 +158,21 @@ def plot_dark_knowledge(teachers: Teachers, path: Path) -> None:
     second_N = (logits_NC / 4).softmax(-1).topk(2).values[:, 1].masked_fill(~sure_N, 0)
     likest = {int(images.test_N[i]): int(i) for i in second_N.argsort()}  # of each digit the last one stays
     chosen = sorted(likest, key=lambda digit: -float(second_N[likest[digit]]))[:4]
-    with matplotlib.rc_context({"font.size": 10}):
-        figure = Figure(figsize=(9, 6.8), layout="constrained")
+    with new_figure(path, 9, 6.8, dpi=110) as figure:
         panels = figure.subplots(len(chosen), 2, width_ratios=(1, 5), sharex="col")
         for digit, (picture, bars) in zip(sorted(chosen), panels, strict=True):
             i = likest[digit]
             picture.imshow(images.test_ND[i].view(SIDE, SIDE).numpy(), cmap="gray_r")
             picture.set(xticks=[], yticks=[], ylabel=f"labelled {digit}")
-            for side, (T, color) in enumerate(((1, "#dddddd"), (4, "#0072b2"))):
+            for side, (T, color) in enumerate(((1, PALE_GRAY), (4, BLUE))):
                 at = [digit + 0.4 * (side - 0.5) for digit in range(CLASSES)]
                 heights = (logits_NC[i] / T).softmax(-1).tolist()
                 bars.bar(at, heights, 0.4, label=f"T = {T}", color=color, edgecolor="black")
             bars.set(xticks=range(CLASSES), ylim=(0, 1), ylabel="probability")
             bars.grid(axis="y", alpha=0.25)
         panels[-1, 1].set_xlabel("digit")
-        panels[0, 1].legend(frameon=False, loc="upper right")
+        panels[0, 1].legend(loc="upper right")
         figure.suptitle("What the teacher says of four test images, as it is and softened")
-        figure.savefig(path, dpi=110)
 
 
 def count_errors(logits_SNC: Tensor, labels_N: Tensor) -> Tensor:

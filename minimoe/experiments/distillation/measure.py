@@ -13,7 +13,7 @@ from minimoe.experiments.distillation import jobs as teaching
 from minimoe.experiments.distillation.experiment import ALONE
 from minimoe.experiments.experiment import Experiment
 from minimoe.experiments.measurement import Measured
-from minimoe.reporting.figures import draw_dots
+from minimoe.reporting.figures import BLUE, VERMILLION, draw_dots
 from minimoe.training.checkpoint import load_model
 
 
@@ -87,14 +87,12 @@ def measure_copying(context: RunContext) -> Measured:
 def draw_copying(figure: Figure, detail: dict[str, Any]) -> None:
     axes = figure.subplots()
     closed = 100 * np.array(detail["closed"])
-    axes.semilogx(detail["amounts"], closed.mean(1), "o-", color="#d55e00", label="the teacher's text alone")
-    axes.semilogx(detail["amounts"], closed, color="#d55e00", linewidth=0.4)
-    axes.axhline(
-        100 * np.mean(detail["logits"]), color="#0072b2", linestyle="--", label="logits on a little text"
-    )
+    axes.semilogx(detail["amounts"], closed.mean(1), "o-", color=VERMILLION, label="the teacher's text alone")
+    axes.semilogx(detail["amounts"], closed, color=VERMILLION, linewidth=0.4)
+    axes.axhline(100 * np.mean(detail["logits"]), color=BLUE, linestyle="--", label="logits on a little text")
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(xlabel="bytes asked of the teacher", ylabel="gap to the teacher closed, %")
-    axes.legend(frameon=False)
+    axes.legend()
 
 
 STUDENT_QUALITY = Experiment(

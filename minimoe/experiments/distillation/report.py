@@ -3,29 +3,37 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter, PercentFormatter
 from rich.console import Console
 from rich.markup import escape
 
 from minimoe.experiments.distillation.experiment import ALONE, LONGER
+from minimoe.reporting.figures import (
+    BLUE,
+    DARK_GRAY,
+    GREEN,
+    LIGHT_GRAY,
+    PINK,
+    SKY_BLUE,
+    VERMILLION,
+    new_figure,
+)
 from minimoe.reporting.statistics import describe_seeds, format_spread
 from minimoe.reporting.tables import rich_table, si
 
 STYLES: dict[str, dict[str, Any]] = {
-    ALONE: {"color": "#555555", "linestyle": ":", "marker": "^"},
-    "logits": {"color": "#0072b2", "linestyle": "-", "marker": "o"},
-    "logits and labels": {"color": "#56b4e9", "linestyle": "--", "marker": "s"},
-    "top-4": {"color": "#009e73", "linestyle": "-.", "marker": "D"},
-    "on-policy": {"color": "#cc79a7", "linestyle": "--", "marker": "x"},
+    ALONE: {"color": DARK_GRAY, "linestyle": ":", "marker": "^"},
+    "logits": {"color": BLUE, "linestyle": "-", "marker": "o"},
+    "logits and labels": {"color": SKY_BLUE, "linestyle": "--", "marker": "s"},
+    "top-4": {"color": GREEN, "linestyle": "-.", "marker": "D"},
+    "on-policy": {"color": PINK, "linestyle": "--", "marker": "x"},
 }
 
 LEAST = -1.0  # share of the gap below which a bar is cut off, and labelled
 
-TEXT: dict[str, Any] = {"color": "#d55e00", "linestyle": "-", "marker": "v"}
+TEXT: dict[str, Any] = {"color": VERMILLION, "linestyle": "-", "marker": "v"}
 
 
 def print_distillation(data: dict[str, Any], console: Console) -> None:
@@ -89,17 +97,15 @@ def plot_distillation(data: dict[str, Any], path: Path, title: str) -> None:
     """Loss against the student's tokens, share of the gap closed, and what text alone gives for how much."""
     rows = {row["method"]: row for row in data["methods"]}
     teacher = next(row for row in data["models"] if row["model"] == "dense")["bits_per_byte"]["mean"]
-    with matplotlib.rc_context({"font.size": 10}):
-        texts = [row for row in rows.values() if row["config"]["data_source"] == "teacher"]
-        panels = 3 if texts else 2
-        figure = Figure(figsize=(4.3 * panels, 4.6), layout="constrained")
+    texts = [row for row in rows.values() if row["config"]["data_source"] == "teacher"]
+    panels = 3 if texts else 2
+    with new_figure(path, 4.3 * panels, 4.6, dpi=110) as figure:
         curves, bars, *queries = figure.subplots(1, panels)
         _curves(curves, data, teacher)
         _bars(bars, [row for name, row in rows.items() if name not in (ALONE, LONGER)])
         if texts:
             _queries(queries[0], texts, rows, teacher)
         figure.suptitle(title)
-        figure.savefig(path, dpi=110)
 
 
 def _curves(panel: Axes, data: dict[str, Any], teacher: float) -> None:
@@ -117,19 +123,19 @@ def _curves(panel: Axes, data: dict[str, Any], teacher: float) -> None:
     panel.set_ylim(top=min(panel.get_ylim()[1], teacher + 1.5))
     panel.set_xlabel("optimizer steps of the student")
     panel.set_ylabel("validation bits per byte")
-    panel.legend(frameon=False)
+    panel.legend()
 
 
 def _bars(panel: Axes, rows: list[dict[str, Any]]) -> None:
     rows = rows[::-1]
     means = np.array([row["gap_closed"]["mean"] for row in rows])
     deviations = [row["gap_closed"]["deviation"] or 0 for row in rows]
-    panel.barh(range(len(rows)), means, xerr=deviations, color="#aaaaaa", ecolor="black")
+    panel.barh(range(len(rows)), means, xerr=deviations, color=LIGHT_GRAY, ecolor="black")
     left = max(means.min() - max(deviations), LEAST) - 0.05
     panel.set_xlim(left=left)
     for place, mean in enumerate(means):
         if mean < left:  # the others would be too small to see
-            box = {"facecolor": "#aaaaaa", "edgecolor": "none", "pad": 1}  # in front of an error bar
+            box = {"facecolor": LIGHT_GRAY, "edgecolor": "none", "pad": 1}  # in front of an error bar
             panel.annotate(f" {mean:.0%}", (left, place), va="center", bbox=box)
     panel.set_yticks(range(len(rows)), [row["method"] for row in rows])
     panel.axvline(0, color="black", linewidth=1)
@@ -158,4 +164,4 @@ def _queries(
     panel.xaxis.set_minor_formatter(NullFormatter())
     panel.set_xlabel("bytes that the teacher wrote")
     panel.set_ylabel("validation bits per byte")
-    panel.legend(frameon=False)
+    panel.legend()

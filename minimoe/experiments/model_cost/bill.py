@@ -9,6 +9,7 @@ from minimoe.cost import PUBLISHED, PUBLISHED_RUNS, count, training_flops
 from minimoe.experiments.context import RunContext
 from minimoe.experiments.experiment import Experiment
 from minimoe.experiments.measurement import Measured
+from minimoe.reporting.figures import BLUE, LIGHT_GRAY
 
 
 def measure_bill(context: RunContext) -> Measured:
@@ -52,7 +53,7 @@ def draw_bill(figure: Figure, detail: dict[str, Any]) -> None:
     panels = figure.subplots(1, 3)
     titles = (("hours", "card hours"), ("flops", "operations"), ("dollars", "dollars, at the price assumed"))
     for axes, (key, title) in zip(panels, titles, strict=True):
-        bars = axes.bar(["V3", "Llama 3.1\n405B"], list(detail[key].values()), color=["#0072b2", "#999999"])
+        bars = axes.bar(["V3", "Llama 3.1\n405B"], list(detail[key].values()), color=[BLUE, LIGHT_GRAY])
         axes.set_title(title, fontsize=10)
         text = "%.2g" if key == "flops" else EngFormatter(places=2, sep=" ")
         axes.bar_label(bars, fmt=text, padding=2, fontsize=9)

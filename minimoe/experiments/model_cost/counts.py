@@ -11,6 +11,7 @@ from minimoe.experiments.context import RunContext
 from minimoe.experiments.experiment import Experiment
 from minimoe.experiments.measurement import Measured
 from minimoe.moe import preset
+from minimoe.reporting.figures import BLUE, LIGHT_GRAY, PALE_GRAY
 
 
 def measure_fit(context: RunContext) -> Measured:
@@ -40,13 +41,13 @@ def draw_fit(figure: Figure, detail: dict[str, Any]) -> None:
     axes = figure.subplots()
     names = [f"weights in {name}" for name in detail["weights"]]
     bars = axes.barh(
-        names, [b / 1e9 for b in detail["weights"].values()], color=["#999999", "#0072b2"], height=0.5
+        names, [b / 1e9 for b in detail["weights"].values()], color=[LIGHT_GRAY, BLUE], height=0.5
     )
     axes.bar_label(bars, fmt="%.0f GB", padding=3)
     for (name, size), style in zip(detail["machines"].items(), ("--", ":"), strict=True):
         axes.axvline(size / 1e9, color="black", linestyle=style, label=f"memory of {name}")
     axes.set(xlabel="GB", xlim=(0, 1600), ylim=(-0.6, 2.1))
-    axes.legend(frameon=False, loc="upper right")
+    axes.legend(loc="upper right")
 
 
 def measure_mixtral(context: RunContext) -> Measured:
@@ -95,7 +96,7 @@ def draw_mixtral(figure: Figure, detail: dict[str, Any]) -> None:
     working = detail["active"] / 1e9
     parts = {"work on a token": working, "experts that wait": detail["idle"] / 1e9}
     left = 0.0
-    for (name, value), color, hatch in zip(parts.items(), ("#0072b2", "#cccccc"), ("", "//"), strict=True):
+    for (name, value), color, hatch in zip(parts.items(), (BLUE, PALE_GRAY), ("", "//"), strict=True):
         axes.barh(
             [""],
             [value],
@@ -107,7 +108,7 @@ def draw_mixtral(figure: Figure, detail: dict[str, Any]) -> None:
         )
         left += value
     axes.set(xlabel="billions of parameters", ylim=(-0.6, 1))
-    axes.legend(frameon=False, ncols=2, loc="upper center")
+    axes.legend(ncols=2, loc="upper center")
 
 
 MEMORY_FIT = Experiment(

@@ -97,7 +97,7 @@ def draw_efficiency(figure: Figure, detail: dict[str, Any]) -> None:
         axes.set_xlabel(label)
         axes.grid(alpha=0.25)
     panels[0].set_ylabel("validation bits per byte")
-    panels[0].legend(frameon=False)
+    panels[0].legend()
 
 
 def wanted_by_efficiency(context: RunContext) -> list[TrainingJob]:

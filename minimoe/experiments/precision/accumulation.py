@@ -13,6 +13,7 @@ from minimoe.experiments.context import RunContext
 from minimoe.experiments.experiment import Experiment
 from minimoe.experiments.measurement import Measured
 from minimoe.precision import E4M3, Accumulator, measure_error, round_to
+from minimoe.reporting.figures import BLUE, GRAY, GREEN, VERMILLION
 
 V3 = "DeepSeek-V3, arXiv 2412.19437"
 
@@ -25,10 +26,10 @@ WAYS = {
 
 STYLES = {
     "float32": {"color": "black", "marker": "o", "linestyle": "-"},
-    "tensor core, 14 bits": {"color": "#d55e00", "marker": "s", "linestyle": "--"},
-    "promoted": {"color": "#0072b2", "marker": "D", "linestyle": "-"},
-    "fp16": {"color": "#009e73", "marker": "^", "linestyle": "-."},
-    "bf16": {"color": "#777777", "marker": "v", "linestyle": ":"},
+    "tensor core, 14 bits": {"color": VERMILLION, "marker": "s", "linestyle": "--"},
+    "promoted": {"color": BLUE, "marker": "D", "linestyle": "-"},
+    "fp16": {"color": GREEN, "marker": "^", "linestyle": "-."},
+    "bf16": {"color": GRAY, "marker": "v", "linestyle": ":"},
 }
 
 
@@ -78,7 +79,7 @@ def draw_sums(figure: Figure, detail: dict[str, Any]) -> None:
     axes.set(xlabel="K, products in a sum", ylabel="worst relative error")
     axes.set_xticks(detail["lengths"], [str(k) for k in detail["lengths"]])
     axes.minorticks_off()
-    axes.legend(frameon=False)
+    axes.legend()
 
 
 def measure_promotion(context: RunContext) -> Measured:

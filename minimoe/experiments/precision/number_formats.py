@@ -27,6 +27,7 @@ from minimoe.precision import (
     quantize_weights_,
     round_to,
 )
+from minimoe.reporting.figures import BLUE, DARK_GRAY, VERMILLION
 from minimoe.tools.memory import bytes_held
 
 CONSTANTS = {
@@ -71,7 +72,7 @@ def measure_space(context: RunContext) -> Measured:
 def draw_space(figure: Figure, detail: dict[str, Any]) -> None:
     axes = figure.subplots()
     names, ratios = list(detail["ratios"]), list(detail["ratios"].values())
-    axes.barh(names, ratios, color="#0072b2", height=0.5)
+    axes.barh(names, ratios, color=BLUE, height=0.5)
     axes.axvline(0.5, color="black", linestyle="--", linewidth=1)
     axes.set(xlabel="bytes, over those of 16 bits (dashed: half)", xlim=(0, 1))
     axes.invert_yaxis()
@@ -102,7 +103,7 @@ def measure_pi(context: RunContext) -> Measured:
     )
 
 
-COLORS = ("#d55e00", "#0072b2", "#555555")
+COLORS = (VERMILLION, BLUE, DARK_GRAY)
 
 
 def draw_pi(figure: Figure, detail: dict[str, Any]) -> None:
@@ -113,7 +114,7 @@ def draw_pi(figure: Figure, detail: dict[str, Any]) -> None:
     axes.axhline(abs(3.14 - math.pi) / math.pi, color="black", linewidth=0.8, linestyle=":")
     axes.text(len(detail["constants"]) - 0.6, 5.5e-4, "3.14 for π", ha="right", va="bottom", fontsize=9)
     axes.set_ylabel("relative error (dashed: unit roundoff)")
-    axes.legend(frameon=False, ncols=3, loc="lower right")
+    axes.legend(ncols=3, loc="lower right")
     axes.tick_params(axis="x", rotation=30)
 
 

@@ -10,6 +10,7 @@ from minimoe.experiments.experiment import Experiment
 from minimoe.experiments.measurement import Measured
 from minimoe.precision import E4M3, fake_quantize, measure_error
 from minimoe.precision.analysis.error import decibels
+from minimoe.reporting.figures import BLUE, VERMILLION
 
 
 def measure_outliers(context: RunContext) -> Measured:
@@ -43,14 +44,14 @@ def measure_outliers(context: RunContext) -> Measured:
 def draw_outliers(figure: Figure, detail: dict[str, Any]) -> None:
     axes = figure.subplots()
     styles = zip(
-        ("tensor", "128×128", "1×128"), ("s:", "^--", "o-"), ("#d55e00", "#0072b2", "black"), strict=True
+        ("tensor", "128×128", "1×128"), ("s:", "^--", "o-"), (VERMILLION, BLUE, "black"), strict=True
     )
     for name, style, color in styles:
         axes.semilogx(
             detail["factors"], detail["noise"][name], style, color=color, label=f"a scale for each {name}"
         )
     axes.set(xlabel="the outlying column's factor", ylabel="other columns: signal to noise, dB")
-    axes.legend(frameon=False)
+    axes.legend()
 
 
 OUTLIERS = Experiment(
