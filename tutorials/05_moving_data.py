@@ -397,10 +397,10 @@ assert abs(away["free"] / theory - 1) < 0.01
 plans = {}
 for name, pairs in away.items():
     for bits, wire in ((16, "bf16"), (8, "fp8")):
-        plans[f"{name}, {bits} bits"] = replace(all_to_all(v3, wire), pairs=pairs)
+        plans[f"{name}, {bits} bits"] = replace(all_to_all(v3, wire), destinations=pairs)
 share = {name: plan.bytes / plans["free, 16 bits"].bytes for name, plan in plans.items()}
 for name, plan in plans.items():
-    print(f"{name:18} {plan.pairs:.2f} other machines", end=", ")
+    print(f"{name:18} {plan.destinations:.2f} other machines", end=", ")
     print(f"{plan.bytes / 1e3:4.0f} kB a token and layer ({share[name]:4.0%})", end=", ")
     print(f"{plan.microseconds:.1f} µs")
 assert abs(share["free, 8 bits"] - share["at most 4, 16 bits"]) < 0.05

@@ -295,7 +295,7 @@ print(getsource(forward_flops))
 # million hours that the report gives for pre-training? Write down a percentage.
 
 # %%
-from minimoe.cost import ACCELERATORS, PUBLISHED_RUNS, utilisation
+from minimoe.cost import ACCELERATORS, PUBLISHED_RUNS, mfu
 
 run = PUBLISHED_RUNS["deepseek-v3"]
 h800 = ACCELERATORS[run.accelerator]
@@ -307,7 +307,7 @@ print(f"hours published   {run.pretraining / million:.2f} million")
 reached = at_peak / run.pretraining
 print(f"so the cards reached {reached:.1%} of their peak in 16 bits")
 print(f"and {reached * h800.bf16 / h800.fp8:.1%} of that in 8 bits")
-assert abs(reached - utilisation(v3, run.tokens, run.pretraining, h800.bf16)) < 1e-9
+assert abs(reached - mfu(v3, run.tokens, run.pretraining, h800.bf16)) < 1e-9
 assert 0.3 < reached < 0.5  # believable: neither idle nor beyond the peak
 
 # %% [markdown]
@@ -348,19 +348,19 @@ check_dollars(dollars)
 #
 # </details>
 #
-# The package's `bill` does this from a configuration. Suppose that the hours were not known.
+# The package's `training_cost` does this from a configuration. Suppose that the hours were not known.
 # Meta's report on Llama 3.1, of the same year, gives 38 to 43% of the peak for its own training
 # (arXiv 2407.21783, table 4), so that 40% would have been a reasonable guess, and 2 dollars a
 # usual rent. You have seen 39.1%: **reckon** from it how far off one is then, and how far with
 # 30 or 50%.
 
 # %%
-from minimoe.cost import bill
+from minimoe.cost import training_cost
 
-guess = bill(v3, run.tokens, peak=h800.bf16, utilisation=0.4, price=2.0)
+guess = training_cost(v3, run.tokens, peak=h800.bf16, mfu=0.4, price=2.0)
 print(f"predicted: {guess.hours / million:6.3f} million hours")
 print(f"           {guess.dollars / million:6.3f} million dollars")
-print(f"           {guess.days(run.cards):.0f} days on {run.cards:,} cards\n")
+print(f"           {guess.days(run.gpus):.0f} days on {run.gpus:,} cards\n")
 for share in (0.3, 0.4, 0.5):
     off = at_peak / share / run.pretraining - 1
     print(f"guessing {share:.0%} of the peak: {off:+.0%} off the published hours")
@@ -430,9 +430,9 @@ times = {
     "operations a token": training_flops(llama) / training_flops(v3),
     "tokens": theirs.tokens / run.tokens,
     "operations in all": theirs_all / all_operations,
-    "share of the peak": theirs.utilisation(llama) / run.utilisation(v3),
+    "share of the peak": theirs.mfu(llama) / run.mfu(v3),
     "hours, pre-training": theirs.pretraining / run.pretraining,
-    "cards": theirs.cards / run.cards,
+    "cards": theirs.gpus / run.gpus,
 }
 
 # %%
@@ -575,7 +575,7 @@ plain = cache * ordinary / squeezed
 print(f"with ordinary keys and values {room / plain / million:.2f} million")
 least = eight.training / h800.memory
 print(f"to train: {eight.training / trillion:.1f} TB, {least:.0f} cards at the least")
-assert least < run.cards / 10
+assert least < run.gpus / 10
 
 # %% [markdown]
 # Memory alone would ask for a tenth or less of the cards that there were. The rest are for

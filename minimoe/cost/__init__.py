@@ -1,14 +1,15 @@
-"""What a model costs, from its configuration alone, never from a module: parameters, operations, bytes,
-hours, dollars. ``of`` makes an ``Architecture`` of a ``ModelConfig``; ``PUBLISHED`` has those of others.
+"""What a model costs, computed from its configuration alone: parameters, FLOPs, bytes, GPU-hours, dollars.
+
+``from_config`` makes an ``Architecture`` of a ``ModelConfig``; ``PUBLISHED`` holds those of published models.
 """
 
-from minimoe.cost.activations import STORED, Activations, Stored, activations
+from minimoe.cost.activations import Activations, activations
 from minimoe.cost.architecture import Architecture, LatentAttention, from_config
 from minimoe.cost.communication import (
     AllToAllCost,
     Traffic,
     all_to_all,
-    passed_on,
+    nvlink_forwards,
     processes_visited,
     traffic,
 )
@@ -16,7 +17,7 @@ from minimoe.cost.memory import (
     STORAGE_PRECISIONS,
     MemoryFootprint,
     StoragePrecision,
-    cached_numbers,
+    kv_cache_numbers,
     memory_footprint,
 )
 from minimoe.cost.parameters import (
@@ -29,43 +30,49 @@ from minimoe.cost.parameters import (
     training_flops,
 )
 from minimoe.cost.published import PUBLISHED, PUBLISHED_RUNS
-from minimoe.cost.roofline import Part, roofline
-from minimoe.cost.training_run import ACCELERATORS, Accelerator, Bill, PublishedRun, bill, utilisation
+from minimoe.cost.roofline import Part, expected_active_experts, roofline
+from minimoe.cost.training_run import (
+    ACCELERATORS,
+    Accelerator,
+    PublishedRun,
+    TrainingCost,
+    mfu,
+    training_cost,
+)
 
 __all__ = [
     "ACCELERATORS",
     "PUBLISHED",
     "PUBLISHED_RUNS",
     "STORAGE_PRECISIONS",
-    "STORED",
     "Accelerator",
     "Activations",
     "AllToAllCost",
     "Architecture",
-    "Bill",
     "LatentAttention",
     "MemoryFootprint",
     "Parameters",
     "Part",
     "PublishedRun",
     "StoragePrecision",
-    "Stored",
     "Traffic",
+    "TrainingCost",
     "activations",
     "all_to_all",
-    "bill",
-    "cached_numbers",
     "count",
     "dense_width",
+    "expected_active_experts",
     "flops_per_token",
     "forward_flops",
     "from_config",
+    "kv_cache_numbers",
     "memory_footprint",
+    "mfu",
+    "nvlink_forwards",
     "parameters",
-    "passed_on",
     "processes_visited",
     "roofline",
     "traffic",
+    "training_cost",
     "training_flops",
-    "utilisation",
 ]

@@ -1,10 +1,8 @@
-"""What a language model is made of, as far as its cost is concerned: numbers alone, no module.
+"""Architecture of a decoder-only transformer, as plain numbers: all sizes on which its cost depends.
 
-Everything that a published configuration says about size: widths, layers, heads, experts, and which parts
-have biases or norms. ``published`` has models that were built; ``of`` makes one of this project's
+These are the widths, layers, heads and experts that a published configuration states, and which parts have
+biases or norms. ``published`` lists published models; ``from_config`` converts this project's
 ``ModelConfig``.
-
-Dimensions: D model width, V vocabulary, C width of a head, E experts, K experts a token, H expert width.
 """
 
 from dataclasses import dataclass
@@ -15,22 +13,22 @@ from minimoe.models.config import ModelConfig
 
 @dataclass(frozen=True)
 class LatentAttention:
-    """Multi-head latent attention: keys and values come from one narrow latent that all heads share, and the
-    cache holds that latent and one rotary key (DeepSeek-V2, arXiv 2405.04434, section 2.1; V3, equations 1
-    to 11)."""
+    """Multi-head latent attention (MLA): keys and values are projected from one narrow latent that all heads
+    share, and the KV cache holds that latent and one rotary key (DeepSeek-V2, arXiv 2405.04434, section 2.1;
+    V3, equations 1 to 11)."""
 
     query_rank: int
     kv_rank: int
     nope_dim: int
-    """of a head's query and key without positions"""
+    """part of a head's query and key without positions"""
     rope_dim: int
-    """of a head's query, and of the one key, with rotary positions"""
+    """part of a head's query, and of the one shared key, with rotary positions"""
     value_dim: int
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes of a decoder-only transformer. Raises ValueError for what cannot be."""
+    """Sizes of a decoder-only transformer. Raises ValueError for invalid ones."""
 
     name: str
     dim: int
@@ -40,28 +38,28 @@ class Architecture:
     head_dim: int
     kv_heads: int
     context: int
-    """tokens that the published figures are stated for"""
+    """context length in tokens, over which FLOPs are averaged"""
     hidden_dim: int = 0
-    """of a dense feed-forward network; 0 where every layer is a mixture"""
+    """width of the dense feed-forward network; 0 if every layer is an MoE layer"""
     first_dense: int = 0
     n_experts: int = 0
     top_k: int = 0
     expert_dim: int = 0
     n_shared: int = 0
     n_groups: int = 1
-    """of experts, for a limit of the groups that a token may visit"""
+    """of experts, for group-limited routing"""
     top_groups: int | None = None
-    """that limit; None for all"""
+    """groups from which a token may choose experts; None for all"""
     gated: bool = True
-    """three matrices a feed-forward network (SwiGLU) or two"""
+    """three matrices per feed-forward network (SwiGLU) instead of two"""
     tied: bool = False
     """whether the output matrix is the embedding"""
     biases: bool = False
     """of all linear layers and norms"""
     positions: bool = False
-    """learned, one vector a place"""
+    """learned positions instead of rotary ones: one vector per position"""
     qk_norm: Literal["none", "head", "width"] = "none"
-    """norms of queries and keys: over a head, or over all heads together"""
+    """norms of queries and keys: per head, or over the full width of all heads"""
     latent: LatentAttention | None = None
     source: str = ""
 
@@ -82,16 +80,16 @@ class Architecture:
                 f"first_dense ({self.first_dense}) must be between 0 and n_layers ({self.n_layers})"
             )
         if not self.hidden_dim and (not self.n_experts or self.first_dense):
-            raise ValueError("hidden_dim (0) must be given where a layer is dense")
+            raise ValueError("hidden_dim (0) must be at least 1 if any layer is dense")
 
     @property
     def n_mixtures(self) -> int:
-        """Layers whose feed-forward part is a mixture."""
+        """MoE layers."""
         return self.n_layers - self.first_dense if self.n_experts else 0
 
 
 def from_config(config: ModelConfig) -> Architecture:
-    """This project's models."""
+    """The architecture of one of this project's models."""
     return Architecture(
         name="minimoe",
         dim=config.dim,

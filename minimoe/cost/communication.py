@@ -1,4 +1,4 @@
-"""What travels between processes that share a layer's experts (``moe.parallel``)."""
+"""Communication cost of expert parallelism: bytes that dispatch and combine send, and the time that takes."""
 
 import math
 from dataclasses import dataclass, replace
@@ -7,43 +7,46 @@ from typing import Literal
 from minimoe.cost.architecture import Architecture
 from minimoe.models.config import ModelConfig
 
-IB, NVLINK = 50e9, 160e9  # bytes a second and GPU (DeepSeek-V3, arXiv 2412.19437, section 3.2.2)
+IB, NVLINK = 50e9, 160e9  # bytes per second per GPU (DeepSeek-V3, arXiv 2412.19437, section 3.2.2)
+
+GPUS_PER_NODE = 8
 
 
 def processes_visited(config: ModelConfig | Architecture, n_processes: int) -> float:
-    """Processes that hold any of a token's K experts, on average, where each of P holds E / P of them and
-    every choice is equally likely.
+    """Expected number of processes that hold any of a token's K experts, if each of P processes holds E / P
+    experts and all choices are equally likely.
 
-    One is missed with probability C(E - E/P, K) / C(E, K): all K are among the others' experts. A limit of
-    groups, which must then be the processes, leaves the same choice among M of them. There this is a lower
-    bound: ``route`` prefers groups that hold several of a token's best experts, so that of V3's 4 nodes it
-    meets 3.96 where this says 3.63 (independent scores; 9 % more to send to other nodes).
+    A process is missed with probability C(E - E/P, K) / C(E, K): all K experts are on the others.
+    Group-limited routing, whose groups must be the processes, leaves the same choice among M of them. There
+    this is a lower bound: ``route`` prefers groups that hold several of a token's best experts, so that it
+    visits 3.96 of V3's 4 nodes where this formula gives 3.63 (independent scores; 9 % more to send to other
+    nodes).
 
     Raises:
-        ValueError: no experts, they do not divide, or limited groups are not the processes.
+        ValueError: no experts, experts not divisible by the processes, or groups that are not the processes.
     """
     if not config.n_experts:
-        raise ValueError("n_experts (0) must be above 0 for tokens to travel to them")
+        raise ValueError("n_experts (0) must be at least 1 for expert parallelism")
     experts, k = config.n_experts, config.top_k
     if experts % n_processes:
         raise ValueError(f"n_experts ({experts}) must be divisible by the processes ({n_processes})")
-    among = n_processes
+    candidates = n_processes
     if config.top_groups is not None and config.top_groups < config.n_groups:
         if config.n_groups != n_processes:
             raise ValueError(
-                f"n_groups ({config.n_groups}) must be the number of processes ({n_processes}), so that a "
-                "limit of groups is one of processes"
+                f"n_groups ({config.n_groups}) must be the number of processes ({n_processes}), so that "
+                "limiting groups limits processes"
             )
-        among = config.top_groups
+        candidates = config.top_groups
     each = experts // n_processes
-    missed = math.comb((among - 1) * each, k) / math.comb(among * each, k)
-    return among * (1 - missed)
+    missed = math.comb((candidates - 1) * each, k) / math.comb(candidates * each, k)
+    return candidates * (1 - missed)
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes of a row (one token on its way to one other process) by leg of a layer's step; and of the counts
-    that go to each other process before."""
+    """Bytes per row (one token sent to one other process) in each all-to-all of a layer's training step, and
+    bytes of the row counts that precede it, per pair of processes."""
 
     dispatch: int
     combine: int
@@ -60,7 +63,8 @@ class Traffic:
         return self.forward + self.combine_backward + self.dispatch_backward
 
     def total(self, rows: float, n_processes: int, *, training: bool = True) -> float:
-        """Bytes that all processes together send in a layer's step, by the (token, other process) pairs."""
+        """Bytes that all processes together send in a layer's step, for ``rows`` (token, other process)
+        pairs."""
         counts = self.counts * n_processes * (n_processes - 1)
         return rows * (self.training if training else self.forward) + counts
 
@@ -68,10 +72,11 @@ class Traffic:
 def traffic(
     config: ModelConfig | Architecture, dispatch_dtype: Literal["full", "bf16", "fp8"] = "full"
 ) -> Traffic:
-    """What travels between processes that share a layer's experts (``moe.dispatch_dtype``), in a float32 model.
+    """Bytes per row in a float32 model (``moe.expert_parallel.row_format``).
 
-    There: the token, and K weights (float32) and numbers of experts (int16). Back: one row of results. Their
-    gradients the other way. In fp8 a row has a byte of scale for every 128 numbers, and results are bf16.
+    Dispatch sends the token with K weights (float32) and K expert ids (int16), combine one row of results;
+    the backward pass sends the gradients of both. In fp8 a dispatched row has a scale byte per 128 numbers,
+    and results are bf16.
     """
     d, k = config.dim, config.top_k
     high = 4 * d if dispatch_dtype == "full" else 2 * d
@@ -81,55 +86,57 @@ def traffic(
 
 @dataclass(frozen=True)
 class AllToAllCost:
-    """A layer's tokens on their way to its experts and back, in training, a token."""
+    """Communication of one layer's training step, per token."""
 
-    over: Literal["InfiniBand", "NVLink"]
-    pairs: float
-    """other nodes (over NVLink: other GPUs of the node) that a token goes to"""
+    link: Literal["InfiniBand", "NVLink"]
+    destinations: float
+    """expected number of other nodes (over NVLink: other GPUs of the node) that a token is sent to"""
     row: int
-    """bytes of each, there and back, forward and backward"""
+    """bytes per destination, over dispatch, combine and their backward passes"""
 
     @property
     def bytes(self) -> float:
-        return self.pairs * self.row
+        return self.destinations * self.row
 
     @property
     def microseconds(self) -> float:
-        return 1e6 * self.pairs * self.row / (NVLINK if self.over == "NVLink" else IB)
+        return 1e6 * self.destinations * self.row / (NVLINK if self.link == "NVLink" else IB)
 
 
 def all_to_all(
     config: ModelConfig | Architecture, dispatch_dtype: Literal["full", "bf16", "fp8"], *, n_nodes: int = 8
 ) -> AllToAllCost:
-    """On GPUs of ``n_nodes`` nodes, each of which gets a token once over InfiniBand and passes it on inside,
-    as V3 does (our dispatch does not); on one node, of 8 GPUs that share the experts, over NVLink.
+    """Communication on GPUs of ``n_nodes`` nodes: as in V3 (but not in ``moe.expert_parallel``), each node
+    receives a token once over InfiniBand and forwards it inside. On one node, of 8 GPUs over NVLink.
 
-    A token's own node is as likely as any other, and needs no row. A limit of groups is one of nodes (within
-    a single node there is none).
+    A token's own node is as likely as any other and needs no row. Limited groups are nodes; within a single
+    node there is no limit.
 
     Raises:
         ValueError: as in ``processes_visited``.
     """
     single = n_nodes == 1
     limited = replace(config, top_groups=None) if single else config
-    among = 8 if single else n_nodes
-    pairs = processes_visited(limited, among) * (among - 1) / among
-    return AllToAllCost("NVLink" if single else "InfiniBand", pairs, traffic(config, dispatch_dtype).training)
+    places = GPUS_PER_NODE if single else n_nodes
+    others = processes_visited(limited, places) * (places - 1) / places
+    row = traffic(config, dispatch_dtype).training
+    return AllToAllCost("NVLink" if single else "InfiniBand", others, row)
 
 
-def passed_on(a: Architecture, *, n_nodes: int = 8, node: int = 8) -> float:
-    """Other GPUs of its nodes that a token is passed on to over NVLink, on average, in all nodes that it
-    visits; it arrives in each at the GPU of the same number, which may hold one of its experts itself.
+def nvlink_forwards(a: Architecture, *, n_nodes: int = 8) -> float:
+    """Expected number of GPUs to which a token is forwarded over NVLink, in all nodes that it visits.
+
+    It arrives in each node at the GPU with its own GPU's index, which may hold one of its experts itself.
 
     Raises:
-        ValueError: as in ``processes_visited``, or the experts do not divide by all GPUs.
+        ValueError: as in ``processes_visited``, or experts not divisible by all GPUs.
     """
-    gpus = n_nodes * node
+    gpus = n_nodes * GPUS_PER_NODE
     if a.n_experts % gpus:
         raise ValueError(f"n_experts ({a.n_experts}) must be divisible by the GPUs ({gpus})")
     limited = a.top_groups is not None and a.top_groups < a.n_groups
     if limited and a.n_groups != n_nodes:
         raise ValueError(f"n_groups ({a.n_groups}) must be the number of nodes ({n_nodes})")
     share = a.top_groups / a.n_groups if limited and a.top_groups else 1
-    among = replace(a, n_experts=int(a.n_experts * share), n_groups=1, top_groups=None)
-    return processes_visited(among, int(gpus * share)) * (node - 1) / node
+    candidates = replace(a, n_experts=int(a.n_experts * share), n_groups=1, top_groups=None)
+    return processes_visited(candidates, int(gpus * share)) * (GPUS_PER_NODE - 1) / GPUS_PER_NODE

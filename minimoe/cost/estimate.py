@@ -1,43 +1,43 @@
-"""All that a configuration says of a model's cost, as plain data, with what was assumed for it."""
+"""Cost estimate: every cost that follows from a configuration, with its assumptions, as plain data."""
 
 from dataclasses import asdict
 from typing import Any
 
 from minimoe.cost.activations import activations
 from minimoe.cost.architecture import Architecture
-from minimoe.cost.communication import all_to_all, passed_on
+from minimoe.cost.communication import GPUS_PER_NODE, all_to_all, nvlink_forwards
 from minimoe.cost.memory import memory_footprint
 from minimoe.cost.parameters import count, forward_flops, training_flops
 from minimoe.cost.published import PUBLISHED_RUNS
 from minimoe.cost.roofline import roofline, total
-from minimoe.cost.training_run import ACCELERATORS, Accelerator, bill
+from minimoe.cost.training_run import ACCELERATORS, Accelerator, training_cost
 from minimoe.tools.timing import Peaks
 
-TOKENS = (1, 4096)  # of the roofline: one being written, many being read
+TOKENS = (1, 4096)  # of the roofline: a decoding step, and a forward pass over many tokens
 
-NODES, NODE = 8, 8  # of the all-to-all: nodes, and GPUs of each
+NODES = 8  # of the all-to-all
 
 
 def estimate(
     a: Architecture,
     *,
-    keeping: str,
+    storage_precision: str,
     tokens: float,
     accelerator: str,
-    utilisation: float,
+    mfu: float,
     price: float,
-    here: Peaks | None = None,
+    peaks: Peaks | None = None,
 ) -> dict[str, Any]:
-    """Plain data. The roofline is the accelerator's, or with ``here`` that of measured peaks.
+    """Plain data. The roofline is the accelerator's, or that of measured ``peaks``.
 
     Raises:
-        ValueError: an unknown accelerator or way to keep numbers, or a bill that cannot be.
+        ValueError: an unknown accelerator or storage precision, or an invalid training run.
     """
     if accelerator not in ACCELERATORS:
         raise ValueError(f"accelerator must be one of {', '.join(ACCELERATORS)}, not {accelerator!r}")
-    n, bytes_, card = count(a), memory_footprint(a, keeping), ACCELERATORS[accelerator]
-    run = bill(a, tokens, peak=card.bf16, utilisation=utilisation, price=price)
-    held = activations(a, a.context, keeping)
+    n, footprint, gpu = count(a), memory_footprint(a, storage_precision), ACCELERATORS[accelerator]
+    run = training_cost(a, tokens, peak=gpu.bf16, mfu=mfu, price=price)
+    activation = activations(a, a.context, storage_precision)
     return {
         "name": a.name,
         "parameters": {
@@ -49,19 +49,22 @@ def estimate(
             "router": n.router,
         },
         "flops_per_token": {"forward": forward_flops(a), "training": training_flops(a)},
-        "bytes": asdict(bytes_)
-        | {"activations_per_token": held.peak / a.context, "activations_peak_at": held.at},
+        "bytes": asdict(footprint)
+        | {
+            "activations_per_token": activation.peak / a.context,
+            "activations_peak_at": activation.peak_at,
+        },
         "training": {"tokens": tokens, "flops": run.flops, "hours": run.hours, "dollars": run.dollars},
         "all_to_all": _all_to_all(a),
-        "roofline": _roofline(a, card if here is None else here, keeping),
-        "published_run": _published_run(a, utilisation),
+        "roofline": _roofline(a, gpu if peaks is None else peaks, storage_precision),
+        "published_run": _published_run(a, mfu),
         "assumed": {
             "context": a.context,
-            "keeping": keeping,
-            "accelerator": card.name,
-            "peak": card.bf16,
-            "memory": card.memory,
-            "utilisation": utilisation,
+            "keeping": storage_precision,
+            "accelerator": gpu.name,
+            "peak": gpu.bf16,
+            "memory": gpu.memory,
+            "mfu": mfu,
             "price": price,
             "source": a.source,
         },
@@ -69,38 +72,35 @@ def estimate(
 
 
 def _all_to_all(a: Architecture) -> dict[str, Any] | None:
-    """On 64 GPUs in 8 nodes; None where a model has no experts, or they do not divide."""
-    grouped = a.top_groups is not None and a.top_groups < a.n_groups
-    if not a.n_experts or a.n_experts % (NODES * NODE) or (grouped and a.n_groups != NODES):
+    """On the GPUs of all nodes; None if a model has no experts, or they are not divisible by the GPUs."""
+    gpus = NODES * GPUS_PER_NODE
+    limited = a.top_groups is not None and a.top_groups < a.n_groups
+    if not a.n_experts or a.n_experts % gpus or (limited and a.n_groups != NODES):
         return None
-    sent = {
-        dispatch_dtype: all_to_all(a, dispatch_dtype, n_nodes=NODES) for dispatch_dtype in ("bf16", "fp8")
-    }
+    bf16, fp8 = all_to_all(a, "bf16", n_nodes=NODES), all_to_all(a, "fp8", n_nodes=NODES)
     return {
         "nodes": NODES,
-        "gpus": NODES * NODE,
-        "other_nodes": sent["bf16"].pairs,
-        "passed_on": passed_on(a, n_nodes=NODES, node=NODE),
-        "bytes_per_token_and_layer": {dispatch_dtype: each.bytes for dispatch_dtype, each in sent.items()},
-        "microseconds_per_token_and_layer": {
-            dispatch_dtype: each.microseconds for dispatch_dtype, each in sent.items()
-        },
+        "gpus": gpus,
+        "other_nodes": bf16.destinations,
+        "nvlink_forwards": nvlink_forwards(a, n_nodes=NODES),
+        "bytes_per_token_and_layer": {"bf16": bf16.bytes, "fp8": fp8.bytes},
+        "microseconds_per_token_and_layer": {"bf16": bf16.microseconds, "fp8": fp8.microseconds},
         "layers": a.n_mixtures,
     }
 
 
-def _roofline(a: Architecture, machine: Accelerator | Peaks, keeping: str) -> dict[str, Any]:
-    """By number of tokens: the parts of the forward pass, of training, and the seconds of all."""
-    found: dict[str, Any] = {"machine": "measured" if isinstance(machine, Peaks) else machine.name}
+def _roofline(a: Architecture, machine: Accelerator | Peaks, storage_precision: str) -> dict[str, Any]:
+    """Seconds of the whole model and of its parts, by number of tokens, for forward pass and training."""
+    result: dict[str, Any] = {"machine": "measured" if isinstance(machine, Peaks) else machine.name}
     if isinstance(machine, Peaks):
-        found |= asdict(machine)
+        result |= asdict(machine)
     for tokens in TOKENS:
-        ways = {
-            "forward": roofline(a, tokens, machine, keeping=keeping),
-            "training": roofline(a, tokens, machine, keeping=keeping, training=True),
-        }
-        found[str(tokens)] = {
-            way: {
+        result[str(tokens)] = {}
+        for name in ("forward", "training"):
+            parts = roofline(
+                a, tokens, machine, storage_precision=storage_precision, training=name == "training"
+            )
+            result[str(tokens)][name] = {
                 "seconds": total(parts),
                 "parts": {
                     p.name: {"layers": p.layers, "flops": p.flops, "bytes": p.bytes}
@@ -108,17 +108,15 @@ def _roofline(a: Architecture, machine: Accelerator | Peaks, keeping: str) -> di
                     for p in parts
                 },
             }
-            for way, parts in ways.items()
-        }
-    return found
+    return result
 
 
-def _published_run(a: Architecture, share: float) -> dict[str, Any] | None:
-    """With the hours of pre-training that the assumed share of its cards' peak predicts."""
+def _published_run(a: Architecture, assumed_mfu: float) -> dict[str, Any] | None:
+    """The published run, with the GPU-hours of pre-training that the assumed MFU predicts."""
     if a.name not in PUBLISHED_RUNS:
         return None
     run = PUBLISHED_RUNS[a.name]
     peak = ACCELERATORS[run.accelerator].bf16
-    predicted = bill(a, run.tokens, peak=peak, utilisation=share, price=run.price)
-    own = {"total_hours": run.total_hours, "dollars": run.dollars, "days": run.days}
-    return asdict(run) | own | {"utilisation": run.utilisation(a), "predicted_hours": predicted.hours}
+    predicted = training_cost(a, run.tokens, peak=peak, mfu=assumed_mfu, price=run.price)
+    derived = {"total_hours": run.total_hours, "dollars": run.dollars, "days": run.days, "mfu": run.mfu(a)}
+    return asdict(run) | derived | {"predicted_hours": predicted.hours}

@@ -1,4 +1,8 @@
-"""Parameters and operations of this project's own models: ``counting`` for a ``ModelConfig``."""
+"""Parameters and FLOPs of a model, total and active, counted from its configuration.
+
+``count``, ``forward_flops`` and ``training_flops`` take any ``Architecture``; ``parameters``,
+``flops_per_token`` and ``dense_width`` are for this project's own models.
+"""
 
 import math
 from dataclasses import dataclass
@@ -8,42 +12,43 @@ from minimoe.models.config import ModelConfig
 
 
 def parameters(config: ModelConfig, *, active: bool = False) -> int:
-    """Parameters of the model; with ``active``, those that work on one token: the K picked experts of
-    each layer in place of all E, everything else in full (the embedding counts once, it is tied)."""
-    found = count(from_config(config))
-    return found.active if active else found.total
+    """Parameters of the model, or the active ones alone: those of the K chosen experts of each layer instead
+    of all E, everything else in full (the embedding, which is also the output matrix, once)."""
+    counted = count(from_config(config))
+    return counted.active if active else counted.total
 
 
 def flops_per_token(config: ModelConfig, *, training: bool = True) -> float:
-    """Operations a token, averaged over a full context."""
-    return (3 if training else 1) * forward_flops(from_config(config))
+    """FLOPs per token, averaged over a full context."""
+    a = from_config(config)
+    return training_flops(a) if training else forward_flops(a)
 
 
-def dense_width(config: ModelConfig, *, active: bool) -> int:
-    """The SwiGLU width that gives a dense model this mixture's active (or total) parameters.
+def dense_width(expert_dim: int, n_experts: int, counted_experts: int) -> int:
+    """Width of the dense SwiGLU with the parameters of an MoE layer's gate and ``counted_experts`` experts.
 
-    Rounded up to a multiple of 16, in the dense model's favour: matmuls like such widths.
+    For the active parameters count the K chosen and the shared experts, for the total all E and the shared.
+    Rounded up to a multiple of 16, which favors the dense network: such widths suit matmuls.
     """
-    experts = (config.top_k if active else config.n_experts) + config.n_shared
-    width = experts * config.expert_dim + config.n_experts / 3  # the gate's E * D over 3 * D a column
+    width = counted_experts * expert_dim + n_experts / 3  # the gate's E * D over 3 * D per column
     return 16 * math.ceil(width / 16)
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """Of a whole model, by part; those of the mixtures for all experts."""
+    """Parameters of a model, by part; of MoE layers for all experts."""
 
     embedding: int
     output: int
-    """0 where it is the embedding"""
+    """0 if it is the embedding"""
     attention: int
     dense: int
     router: int
     shared: int
     routed: int
     norms: int
-    idle: int
-    """of the routed experts, those that do not work on a token: E - K of E"""
+    inactive: int
+    """of the routed experts, those that do not work on a given token: E - K of E"""
 
     @property
     def total(self) -> int:
@@ -52,35 +57,35 @@ class Parameters:
 
     @property
     def active(self) -> int:
-        """What works on one token; embedding and output count in full, as in the published figures."""
-        return self.total - self.idle
+        """Parameters that work on one token; embedding and output count in full, as in published figures."""
+        return self.total - self.inactive
 
 
 def count(a: Architecture) -> Parameters:
-    """From the configuration alone."""
     norm, expert = a.dim * (1 + int(a.biases)), network(a, a.expert_dim)
+    n_dense = a.n_layers - a.n_mixtures
     return Parameters(
         embedding=a.dim * (a.vocab_size + (a.context if a.positions else 0)),
         output=0 if a.tied else a.dim * a.vocab_size,
         attention=a.n_layers * attention(a),
-        dense=(a.n_layers - a.n_mixtures) * network(a, a.hidden_dim) if a.n_layers > a.n_mixtures else 0,
+        dense=n_dense * network(a, a.hidden_dim),
         router=a.n_mixtures * a.dim * a.n_experts,
         shared=a.n_mixtures * network(a, a.n_shared * a.expert_dim) if a.n_shared else 0,
         routed=a.n_mixtures * a.n_experts * expert,
         norms=(2 * a.n_layers + 1) * norm + a.n_layers * _inner_norms(a),
-        idle=a.n_mixtures * (a.n_experts - a.top_k) * expert,
+        inactive=a.n_mixtures * (a.n_experts - a.top_k) * expert,
     )
 
 
 def network(a: Architecture, width: int) -> int:
-    """One feed-forward network, or one expert."""
+    """Parameters of one feed-forward network, or of one expert."""
     matrices = 3 if a.gated else 2
     hidden = matrices - 1  # biases of the first matrices are as wide as the hidden layer
     return matrices * a.dim * width + int(a.biases) * (hidden * width + a.dim)
 
 
 def attention(a: Architecture) -> int:
-    """Projections of one layer."""
+    """Parameters of one layer's attention projections."""
     if a.latent is not None:
         m = a.latent
         query = a.dim * m.query_rank + m.query_rank * a.n_heads * (m.nope_dim + m.rope_dim)
@@ -93,7 +98,7 @@ def attention(a: Architecture) -> int:
 
 
 def attention_widths(a: Architecture) -> tuple[int, int, int, int]:
-    """Numbers of a token's queries, keys, values and of what comes out, all heads of each together."""
+    """Numbers per token in queries, keys, values and attention's output, over all heads."""
     if a.latent is not None:
         width = a.latent.nope_dim + a.latent.rope_dim
         values = a.n_heads * a.latent.value_dim
@@ -102,14 +107,14 @@ def attention_widths(a: Architecture) -> tuple[int, int, int, int]:
     return queries, keys, keys, queries
 
 
-def scored_numbers(a: Architecture) -> int:
-    """Products of numbers that a token and one it attends to take in a layer, for score and value."""
+def attention_products(a: Architecture) -> int:
+    """Multiply-adds of one layer for each pair of a token and a token it attends to: scores and values."""
     queries, _, _, out = attention_widths(a)
     return queries + out
 
 
 def _inner_norms(a: Architecture) -> int:
-    """Norms inside the attention of one layer."""
+    """Parameters of the norms inside one layer's attention."""
     if a.latent is not None:
         return a.latent.query_rank + a.latent.kv_rank
     if a.qk_norm == "none":
@@ -118,17 +123,17 @@ def _inner_norms(a: Architecture) -> int:
 
 
 def forward_flops(a: Architecture, context: int | None = None) -> float:
-    """Operations a token of the forward pass, averaged over a full context (default: the architecture's).
+    """FLOPs per token of the forward pass, averaged over a full context (default: the architecture's).
 
-    A token attends to the (context + 1) / 2 tokens up to itself on average: a product of scores and one of
-    values a head. An embedding is looked up, not multiplied.
+    A token attends to (context + 1) / 2 tokens on average, itself included. The embedding is a lookup and
+    takes no FLOPs.
     """
     p = count(a)
     length = ((a.context if context is None else context) + 1) / 2
     weights = p.active - p.embedding - p.norms + (a.dim * a.vocab_size if a.tied else 0)
-    return 2 * (weights + a.n_layers * scored_numbers(a) * length)
+    return 2 * (weights + a.n_layers * attention_products(a) * length)
 
 
 def training_flops(a: Architecture, context: int | None = None) -> float:
-    """Operations a token of forward and backward pass."""
+    """FLOPs per token of forward and backward pass."""
     return 3 * forward_flops(a, context)

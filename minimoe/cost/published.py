@@ -1,7 +1,6 @@
-"""Models that were built, from their published configurations, and what training them took.
+"""Architectures of published models, and the training runs that their authors report, each with its source.
 
-Each names its source. V3's figure of 671B is without the module for multi-token prediction, 14B more in the
-checkpoint.
+V3's figure of 671B does not include its multi-token prediction module, another 14B in the checkpoint.
 """
 
 from minimoe.cost.architecture import Architecture, LatentAttention
@@ -58,13 +57,13 @@ PUBLISHED_RUNS: dict[str, PublishedRun] = {
     "deepseek-v3": PublishedRun(
         tokens=14.8e12,
         hours={"pre-training": 2.664e6, "context extension": 0.119e6, "post-training": 0.005e6},
-        accelerator="h800", cards=2048, price=2.0, flops=None,
+        accelerator="h800", gpus=2048, price=2.0, flops=None,
         source="arXiv 2412.19437, table 1 and section 3.1",
     ),
     "llama-3.1-405b": PublishedRun(
-        tokens=15.6e12, hours={"training": 30.84e6}, accelerator="h100", cards=16_384, price=2.0,
+        tokens=15.6e12, hours={"training": 30.84e6}, accelerator="h100", gpus=16_384, price=2.0,
         flops=3.8e25,
-        source="huggingface.co/meta-llama/Llama-3.1-405B; arXiv 2407.21783, sections 3.2 and 3.3; it states "
-        "no price, V3's is taken",
+        source="huggingface.co/meta-llama/Llama-3.1-405B; arXiv 2407.21783, sections 3.2 and 3.3; they "
+        "state no price, so V3's is assumed",
     ),
 }  # fmt: skip

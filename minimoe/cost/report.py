@@ -1,4 +1,4 @@
-"""The table of ``minimoe cost``: one model, or two side by side, and what was assumed."""
+"""The table of ``minimoe cost``, for one model or two side by side, and the assumptions behind it."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ from rich.console import Console
 from minimoe.cost.estimate import TOKENS
 from minimoe.reporting.tables import rich_table, si
 
-Cost = dict[str, Any]
+Estimate = dict[str, Any]
 
 Rows = list[tuple[str, list[str]]]
 
-NAMES = {
-    "projections": "attention's projections",
-    "scores": "attention itself",
+PARTS = {
+    "projections": "attention projections",
+    "scores": "attention scores and values",
     "router": "router",
     "shared": "shared expert",
     "routed": "routed experts",
@@ -22,102 +22,97 @@ NAMES = {
 }
 
 
-def print_costs(found: list[Cost], console: Console) -> None:
-    """Sections that say nothing of any of the models are left out."""
-    made = rich_table("", ["", *(cost["name"] for cost in found)])
+def print_costs(estimates: list[Estimate], console: Console) -> None:
+    """Print the table, without the sections that apply to none of the models."""
+    table = rich_table("", ["", *(estimate["name"] for estimate in estimates)])
     for title, rows in (
-        ("", _sizes(found)),
-        ("training", _training(found)),
-        ("published run", _published_run(found)),
-        ("all-to-all on 64 GPUs of 8 nodes, a token and layer", _all_to_all(found)),
-        (f"least µs of a layer forward, for {TOKENS[0]} and {TOKENS[1]:,} tokens", _roofline(found)),
+        ("", _sizes(estimates)),
+        ("training", _training(estimates)),
+        ("published run", _published_run(estimates)),
+        ("all-to-all on 64 GPUs in 8 nodes, per token per layer", _all_to_all(estimates)),
+        (
+            f"forward pass of one layer, lower bound in µs: {TOKENS[0]} · {TOKENS[1]:,} tokens",
+            _roofline(estimates),
+        ),
     ):
         if rows and title:
-            made.add_section()
-            made.add_row(title, style="bold")
+            table.add_section()
+            table.add_row(title, style="bold")
         for name, cells in rows:
-            made.add_row(f"  {name}" if title else name, *cells)
-    console.print(made)
-    _print_assumed(found, console)
+            table.add_row(f"  {name}" if title else name, *cells)
+    console.print(table)
+    _print_assumptions(estimates, console)
 
 
-def _sizes(found: list[Cost]) -> Rows:
-    n, flops, held = ([c[key] for c in found] for key in ("parameters", "flops_per_token", "bytes"))
+def _sizes(estimates: list[Estimate]) -> Rows:
+    n, flops, memory = ([e[key] for e in estimates] for key in ("parameters", "flops_per_token", "bytes"))
     training = ("weights", "master", "gradients", "optimizer")
     return [
         ("parameters", [si(p["total"]) for p in n]),
-        ("  that work on a token", [si(p["active"]) for p in n]),
-        ("  of them embedding, output", [si(p["embedding"]) for p in n]),
-        ("FLOPs a token, forward", [si(f["forward"]) for f in flops]),
-        ("  in training", [si(f["training"]) for f in flops]),
-        ("bytes of weights", [si(b["weights"]) for b in held]),
-        ("  with masters, gradients, optimizer", [si(sum(b[part] for part in training)) for b in held]),
-        ("cache, bytes a token", [si(b["cache_per_token"]) for b in held]),
-        ("activations at the peak, bytes a token", [si(b["activations_per_token"]) for b in held]),
+        ("  active", [si(p["active"]) for p in n]),
+        ("  of these embedding and output", [si(p["embedding"]) for p in n]),
+        ("FLOPs per token, forward", [si(f["forward"]) for f in flops]),
+        ("  training", [si(f["training"]) for f in flops]),
+        ("bytes of weights", [si(b["weights"]) for b in memory]),
+        ("  with gradients and optimizer states", [si(sum(b[part] for part in training)) for b in memory]),
+        ("KV cache, bytes per token", [si(b["cache_per_token"]) for b in memory]),
+        ("peak activations, bytes per token", [si(b["activations_per_token"]) for b in memory]),
     ]
 
 
-def _training(found: list[Cost]) -> Rows:
-    runs = [c["training"] for c in found]
+def _training(estimates: list[Estimate]) -> Rows:
+    runs = [e["training"] for e in estimates]
     return [
         ("FLOPs", [f"{r['flops']:.3g}" for r in runs]),
-        ("card hours", [_amount(r["hours"]) for r in runs]),
+        ("GPU-hours", [_amount(r["hours"]) for r in runs]),
         ("dollars", [_amount(r["dollars"]) for r in runs]),
     ]
 
 
-def _published_run(found: list[Cost]) -> Rows:
-    runs = [c["published_run"] for c in found]
+def _published_run(estimates: list[Estimate]) -> Rows:
+    runs = [e["published_run"] for e in estimates]
     if not any(runs):
         return []
-    shown = {
+    rows = {
         "tokens": lambda r: si(r["tokens"]),
-        "card hours, all stages": lambda r: si(r["total_hours"]),
-        "  of pre-training, published / predicted": lambda r: (
+        "GPU-hours, all stages": lambda r: si(r["total_hours"]),
+        "  pre-training, published / predicted": lambda r: (
             f"{si(next(iter(r['hours'].values())))} / {si(r['predicted_hours'])}"
         ),
         "dollars": lambda r: si(r["dollars"]),
-        "days of pre-training on its cards": lambda r: (
-            f"{r['days']:.0f} on {r['cards']:,} {r['accelerator']}"
-        ),
-        "share of the bf16 peak that implies": lambda r: f"{r['utilisation']:.1%}",
+        "days of pre-training": lambda r: f"{r['days']:.0f} on {r['gpus']:,} {r['accelerator']}",
+        "MFU these imply, of the bf16 peak": lambda r: f"{r['mfu']:.1%}",
     }
-    return [(name, ["" if r is None else show(r) for r in runs]) for name, show in shown.items()]
+    return [(name, ["" if r is None else show(r) for r in runs]) for name, show in rows.items()]
 
 
-def _all_to_all(found: list[Cost]) -> Rows:
-    sent = [c["all_to_all"] for c in found]
-    if not any(sent):
+def _all_to_all(estimates: list[Estimate]) -> Rows:
+    costs = [e["all_to_all"] for e in estimates]
+    if not any(costs):
         return []
-
-    def travelled(s: Cost) -> str:
-        return " / ".join(f"{b / 1e3:.0f}" for b in s["bytes_per_token_and_layer"].values())
-
-    shown = {
-        "other nodes, GPUs that it is passed on to": lambda s: (
-            f"{s['other_nodes']:.2f}, {s['passed_on']:.2f}"
+    rows = {
+        "other nodes, NVLink forwards": lambda c: f"{c['other_nodes']:.2f}, {c['nvlink_forwards']:.2f}",
+        "kB between nodes in training, bf16 / fp8": lambda c: " / ".join(
+            f"{b / 1e3:.0f}" for b in c["bytes_per_token_and_layer"].values()
         ),
-        "kB between nodes in training, bf16 / fp8": travelled,
     }
-    return [(name, ["" if s is None else show(s) for s in sent]) for name, show in shown.items()]
+    return [(name, ["" if c is None else show(c) for c in costs]) for name, show in rows.items()]
 
 
-def _roofline(found: list[Cost]) -> Rows:
-    """A star where the bytes take the longer."""
+def _roofline(estimates: list[Estimate]) -> Rows:
+    """A star marks what is memory-bound."""
 
-    def seconds(parts: Cost) -> str:
-        return _time(1e6 * parts["seconds"]) + ("*" if parts["bound"] == "bytes" else " ")
+    def microseconds(part: dict[str, Any]) -> str:
+        return _time(1e6 * part["seconds"]) + ("*" if part["bound"] == "memory" else " ")
 
-    limits = [[c["roofline"][str(tokens)]["forward"] for tokens in TOKENS] for c in found]
+    forward = [[e["roofline"][str(tokens)]["forward"] for tokens in TOKENS] for e in estimates]
     rows: Rows = []
-    for part, name in NAMES.items():
-        cells = [[seconds(at["parts"][part]) for at in each if part in at["parts"]] for each in limits]
+    for part, name in PARTS.items():
+        cells = [[microseconds(at["parts"][part]) for at in both if part in at["parts"]] for both in forward]
         if any(cells):
             rows.append((name, [" · ".join(cell) for cell in cells]))
-    rows.append(
-        ("all layers, ms", [" · ".join(f"{_time(1e3 * at['seconds'])} " for at in e) for e in limits])
-    )
-    return rows
+    model = [" · ".join(f"{_time(1e3 * at['seconds'])} " for at in both) for both in forward]
+    return [*rows, ("all layers, ms", model)]
 
 
 def _amount(value: float) -> str:
@@ -128,33 +123,33 @@ def _time(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _print_assumed(found: list[Cost], console: Console) -> None:
-    first = found[0]["assumed"]
-    contexts, kept = (" and ".join(_distinct(found, key)) for key in ("context", "keeping"))
+def _print_assumptions(estimates: list[Estimate], console: Console) -> None:
+    first = estimates[0]["assumed"]
+    contexts, precisions = (" and ".join(_distinct(estimates, key)) for key in ("context", "keeping"))
     console.print(
-        f"Assumed: {found[0]['training']['tokens']:.3g} tokens in contexts of {contexts}; numbers kept as "
-        f"{kept}; {first['accelerator']} at {first['utilisation']:.0%} of its {si(first['peak'])}FLOP/s in "
-        f"bf16; ${first['price']:g} a card and hour; all choices of experts equally likely. Activations are "
-        "those of one context, with nothing recomputed but the experts' activation. Least times are by "
-        f"{_machine(found[0])}, one layer on one device; * where bytes take longer than arithmetic. "
-        "Research, failed runs and people are in none of it.",
+        f"Assumptions: {estimates[0]['training']['tokens']:.3g} tokens in contexts of {contexts}; storage "
+        f"precision {precisions}; {first['accelerator']} at {first['mfu']:.0%} of its {si(first['peak'])}"
+        f"FLOP/s in bf16; ${first['price']:g} per GPU-hour; all choices of experts equally likely. "
+        "Activations are for one context; only the experts' activation function is recomputed. Lower bounds "
+        f"are for one layer on one device, from {_machine(estimates[0])}; * marks memory-bound parts. "
+        "Research, failed runs and salaries are not included.",
         highlight=False,
     )
-    for cost in found:
-        run, source = cost["published_run"], cost["assumed"]["source"]
+    for estimate in estimates:
+        run, source = estimate["published_run"], estimate["assumed"]["source"]
         if source:
-            about = source if run is None else f"{source}; run: {run['source']}"
-            console.print(f"{cost['name']}: {about}", highlight=False, style="dim")
+            sources = source if run is None else f"{source}; run: {run['source']}"
+            console.print(f"{estimate['name']}: {sources}", highlight=False, style="dim")
 
 
-def _machine(cost: Cost) -> str:
-    machine = cost["roofline"]
+def _machine(estimate: Estimate) -> str:
+    machine = estimate["roofline"]
     if machine["machine"] != "measured":
         return f"the datasheet of the {machine['machine']}"
     peaks = ", ".join(f"{si(peak)}FLOP/s in {dtype}" for dtype, peak in machine["flops"].items())
     return f"peaks measured here ({peaks}, {si(machine['bandwidth'])}B/s, threads: {machine['threads']})"
 
 
-def _distinct(found: list[Cost], key: str) -> list[str]:
-    values = dict.fromkeys(cost["assumed"][key] for cost in found)
+def _distinct(estimates: list[Estimate], key: str) -> list[str]:
+    values = dict.fromkeys(estimate["assumed"][key] for estimate in estimates)
     return [f"{value:,}" if isinstance(value, int) else value for value in values]

@@ -1,4 +1,4 @@
-"""From operations to hours, cards, days and dollars, with everything that was assumed beside them."""
+"""Cost of a training run: from FLOPs and model FLOPs utilization (MFU) to GPU-hours, days and dollars."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from minimoe.cost.parameters import training_flops
 
 @dataclass(frozen=True)
 class Accelerator:
-    """Dense matmul peaks, operations a second, as the vendor states them."""
+    """A GPU by its datasheet; peaks are of dense matmuls, in FLOP/s."""
 
     name: str
     float32: float
@@ -19,11 +19,11 @@ class Accelerator:
     memory: float
     """bytes"""
     bandwidth: float
-    """of that memory, bytes a second"""
+    """of that memory, in bytes per second"""
     source: str
 
 
-# The H800 is the H100 with a slower NVLink; its matmul peaks are the same.
+# The H800 is an H100 with slower NVLink; its matmul peaks are the same.
 _H100 = "NVIDIA H100 Tensor Core GPU datasheet, SXM5, without sparsity"
 
 ACCELERATORS: dict[str, Accelerator] = {
@@ -43,73 +43,70 @@ ACCELERATORS: dict[str, Accelerator] = {
 
 
 @dataclass(frozen=True)
-class Bill:
-    """What a training run takes. Research, failed runs, data and salaries are in no such bill."""
+class TrainingCost:
+    """Cost of one training run. Research, failed runs, data and salaries are not included."""
 
     tokens: float
     flops: float
-    utilisation: float
     hours: float
-    """of one card"""
+    """GPU-hours"""
     price: float
-    """dollars a card and hour"""
+    """dollars per GPU-hour"""
 
     @property
     def dollars(self) -> float:
         return self.hours * self.price
 
-    def days(self, cards: int) -> float:
-        return self.hours / cards / 24
+    def days(self, gpus: int) -> float:
+        return self.hours / gpus / 24
 
 
-def bill(
+def training_cost(
     a: Architecture,
     tokens: float,
     *,
     peak: float,
-    utilisation: float,
+    mfu: float,
     price: float,
     context: int | None = None,
-) -> Bill:
-    """Hours = operations / (peak * utilisation). ``peak`` in operations a second.
+) -> TrainingCost:
+    """GPU-hours = FLOPs / (peak * MFU), with the peak in FLOP/s.
 
     Raises:
-        ValueError: tokens, peak or price is not positive, or the utilisation not in (0, 1].
+        ValueError: tokens, peak or price is not positive, or the MFU not in (0, 1].
     """
     for name, value in (("tokens", tokens), ("peak", peak), ("price", price)):
         if not 0 < value < math.inf:
-            raise ValueError(f"{name} ({value}) must be above 0, and finite")
-    if not 0 < utilisation <= 1:
-        raise ValueError(f"utilisation ({utilisation}) must be above 0 and at most 1")
+            raise ValueError(f"{name} ({value}) must be above 0 and finite")
+    if not 0 < mfu <= 1:
+        raise ValueError(f"mfu ({mfu}) must be above 0 and at most 1")
     flops = training_flops(a, context) * tokens
-    return Bill(tokens, flops, utilisation, flops / (peak * utilisation) / 3600, price)
+    return TrainingCost(tokens, flops, flops / (peak * mfu) / 3600, price)
 
 
-def utilisation(
-    a: Architecture, tokens: float, hours: float, peak: float, context: int | None = None
-) -> float:
-    """The share of the peak that published hours imply."""
+def mfu(a: Architecture, tokens: float, hours: float, peak: float, context: int | None = None) -> float:
+    """Model FLOPs utilization that published GPU-hours imply: the share of the peak."""
     return training_flops(a, context) * tokens / (hours * 3600 * peak)
 
 
 @dataclass(frozen=True)
 class PublishedRun:
-    """What somebody says that a training run took."""
+    """A training run as its authors report it."""
 
     tokens: float
     hours: dict[str, float]
-    """of one card, by stage; the first is pre-training"""
+    """GPU-hours by stage; the first is pre-training"""
     accelerator: str
-    cards: int
+    gpus: int
     price: float
-    """dollars a card and hour"""
+    """dollars per GPU-hour"""
     flops: float | None
-    """of pre-training, where they are stated"""
+    """of pre-training, if stated"""
     source: str
 
     @property
     def pretraining(self) -> float:
-        """Hours of one card."""
+        """GPU-hours of pre-training."""
         return next(iter(self.hours.values()))
 
     @property
@@ -122,9 +119,9 @@ class PublishedRun:
 
     @property
     def days(self) -> float:
-        """Of pre-training, on all its cards at once."""
-        return self.pretraining / self.cards / 24
+        """Of pre-training, on all GPUs at once."""
+        return self.pretraining / self.gpus / 24
 
-    def utilisation(self, a: Architecture) -> float:
-        """The share of the cards' bf16 peak that the hours of pre-training imply."""
-        return utilisation(a, self.tokens, self.pretraining, ACCELERATORS[self.accelerator].bf16)
+    def mfu(self, a: Architecture) -> float:
+        """Share of the GPUs' bf16 peak that the hours of pre-training imply."""
+        return mfu(a, self.tokens, self.pretraining, ACCELERATORS[self.accelerator].bf16)

@@ -1,6 +1,5 @@
-"""What a model costs, counted from its configuration: against published figures and against real modules."""
+"""What a model costs, computed from its configuration, against published figures and real modules."""
 
-import json
 import math
 from dataclasses import replace
 
@@ -9,28 +8,25 @@ import torch
 import transformers
 
 from minimoe import GPT, ModelConfig
-from minimoe.cli import main as cli
 from minimoe.cost import (
     PUBLISHED,
     PUBLISHED_RUNS,
     Architecture,
-    activations,
     all_to_all,
-    bill,
     count,
     forward_flops,
     from_config,
     memory_footprint,
-    passed_on,
+    mfu,
+    nvlink_forwards,
     processes_visited,
     traffic,
+    training_cost,
     training_flops,
-    utilisation,
 )
 from minimoe.models.gpt import KVCache
-from minimoe.tools import timing
 
-# Billions, as published: total, and what works on a token, with the digits that were printed.
+# Billions, as published: total and active parameters, with the digits that were printed.
 FIGURES = {
     "deepseek-v3": (671, 37),
     "mixtral-8x7b": (46.7, 12.9),
@@ -53,7 +49,7 @@ def test_the_published_totals(name):
     found = count(PUBLISHED[name]).total / 1e9
     if name == "llama-2-70b":  # 69.0B, rounded up in its name
         assert found == pytest.approx(69.0, abs=0.05)
-    elif name == "llama-3.1-405b":  # 405.9B: cut off, not rounded
+    elif name == "llama-3.1-405b":  # 405.9B: truncated, not rounded
         assert int(found) == total
     else:
         assert round(found, digits(total)) == total
@@ -61,7 +57,7 @@ def test_the_published_totals(name):
 
 @pytest.mark.parametrize("name", [name for name, (_, active) in FIGURES.items() if active])
 def test_the_published_active_parameters(name):
-    """Those of V3 without its embedding, which is only looked up; the others' with it, Qwen3's cut off."""
+    """V3's without the embedding, which is a lookup; the others' with it; Qwen3's truncated."""
     active, found = FIGURES[name][1], count(PUBLISHED[name])
     working = (found.active - (found.embedding if name == "deepseek-v3" else 0)) / 1e9
     if name == "qwen3-30b-a3b":
@@ -71,7 +67,7 @@ def test_the_published_active_parameters(name):
 
 
 def module(name: str) -> torch.nn.Module:
-    """The same model in transformers, without memory for its weights."""
+    """The same model in transformers, on the meta device."""
     a = PUBLISHED[name]
     common = {
         "vocab_size": a.vocab_size, "hidden_size": a.dim, "num_hidden_layers": a.n_layers,
@@ -97,7 +93,7 @@ def module(name: str) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name != "deepseekmoe-16b"])
-def test_the_module_of_transformers_has_as_many(name):
+def test_transformers_module_has_as_many_parameters(name):
     assert sum(p.numel() for p in module(name).parameters()) == count(PUBLISHED[name]).total
 
 
@@ -109,56 +105,57 @@ def test_the_module_of_transformers_has_as_many(name):
         ModelConfig(dim=64, n_heads=2, n_experts=8, n_shared=0),
     ],
 )
-def test_our_own_modules_have_as_many(config):
+def test_our_own_modules_have_as_many_parameters(config):
     with torch.device("meta"):
         model = GPT(config)
     assert sum(p.numel() for p in model.parameters()) == count(from_config(config)).total
 
 
-def test_latent_attention_costs_what_its_matrices_do():
+def test_parameters_of_latent_attention_by_hand():
     """V3's layer by hand: 7168·1536 + 1536·128·192 + 7168·576 + 512·128·256 + 128·128·7168."""
     a = PUBLISHED["deepseek-v3"]
     assert count(a).attention == 61 * (11_010_048 + 37_748_736 + 4_128_768 + 16_777_216 + 117_440_512)
 
 
-def test_v3s_hours_imply_its_utilisation():
+def test_v3s_hours_imply_its_mfu():
     """2.664M H800-hours for 14.8T tokens (V3, table 1) are about two fifths of the bf16 peak."""
     a = PUBLISHED["deepseek-v3"]
-    share = utilisation(a, 14.8e12, 2.664e6, 989.4e12)
+    share = mfu(a, 14.8e12, 2.664e6, 989.4e12)
     assert 0.3 < share < 0.45
-    back = bill(a, 14.8e12, peak=989.4e12, utilisation=share, price=2.0)
+    back = training_cost(a, 14.8e12, peak=989.4e12, mfu=share, price=2.0)
     assert back.hours == pytest.approx(2.664e6)
     assert back.dollars == pytest.approx(5.328e6)
     assert back.days(2048) == pytest.approx(54.2, abs=0.1)
 
 
-def test_v3s_bill_is_the_published_one():
+def test_v3s_training_cost_is_the_published_one():
     """Table 1: 2.788M hours, $5.576M, pre-training in 54 days on 2,048 cards ("less than two months")."""
     run = PUBLISHED_RUNS["deepseek-v3"]
     assert run.total_hours == pytest.approx(2.788e6)
     assert run.dollars == pytest.approx(5.576e6)
     assert round(run.days) == 54
-    share = run.utilisation(PUBLISHED["deepseek-v3"])
-    assert share == utilisation(PUBLISHED["deepseek-v3"], 14.8e12, 2.664e6, 989.4e12)
+    share = run.mfu(PUBLISHED["deepseek-v3"])
+    assert share == mfu(PUBLISHED["deepseek-v3"], 14.8e12, 2.664e6, 989.4e12)
     assert round(share, 2) == 0.39
-    # Six operations a parameter and token, without attention: 37B * 6 * 14.8T, within a sixth.
+    # Six FLOPs per active parameter per token, without attention: 6 * 37B * 14.8T, within 15 %.
     by_hand = 6 * 37e9 * 14.8e12 / (2.664e6 * 3600 * 989.4e12)
     assert share == pytest.approx(by_hand, rel=0.15)
 
 
-def test_llamas_operations_and_hours_are_the_published_ones():
-    """3.8e25 (arXiv 2407.21783); its report says 38 to 43 % of the bf16 peak while all runs."""
+def test_llamas_flops_and_hours_are_the_published_ones():
+    """3.8e25 (arXiv 2407.21783); the report states an MFU of 38 to 43 % while everything runs."""
     run, a = PUBLISHED_RUNS["llama-3.1-405b"], PUBLISHED["llama-3.1-405b"]
     assert run.flops == 3.8e25
     assert training_flops(a) * run.tokens == pytest.approx(run.flops, rel=0.05)
     assert run.total_hours == 30.84e6
     assert round(run.days) == 78
-    assert 0.33 < run.utilisation(a) < 0.38
+    assert 0.33 < run.mfu(a) < 0.38
 
 
-def test_the_way_of_v3s_tokens_to_its_experts():
-    """To 3.18 other nodes: of 4, an eighth of them its own, each missed by 8 draws of 96 experts in 128. In
-    bf16 there are 4 legs of 2 * 7168 and the routing; in fp8 there and back 7168 and 56 scales."""
+def test_v3s_all_to_all_by_hand():
+    """To 3.18 other nodes: of 4 nodes, each its own with probability 1/8 and missed if all 8 experts are
+    among the other 96 of 128. In bf16 four transfers of 2 * 7168 and the routing; in fp8 two of them are 7168
+    and 56 scales."""
     a = PUBLISHED["deepseek-v3"]
     missed = math.prod((96 - i) / (128 - i) for i in range(8))
     for dispatch_dtype, row in (
@@ -166,19 +163,20 @@ def test_the_way_of_v3s_tokens_to_its_experts():
         ("fp8", 2 * 14_336 + 2 * (7168 + 56) + 48 + 32),
     ):
         sent = all_to_all(a, dispatch_dtype)
-        assert (sent.over, sent.row) == ("InfiniBand", row)
-        assert sent.pairs == pytest.approx(4 * (1 - missed) * 7 / 8)
-        assert sent.bytes == sent.pairs * row
+        assert (sent.link, sent.row) == ("InfiniBand", row)
+        assert sent.destinations == pytest.approx(4 * (1 - missed) * 7 / 8)
+        assert sent.bytes == sent.destinations * row
         assert sent.microseconds == pytest.approx(1e6 * sent.bytes / 50e9)
-    assert all_to_all(replace(a, top_groups=None), "bf16").pairs > all_to_all(a, "bf16").pairs
-    inside = all_to_all(a, "bf16", n_nodes=1)  # no limit: the whole of it is one node
-    assert (inside.over, inside.pairs) == ("NVLink", all_to_all(replace(a, top_groups=None), "bf16").pairs)
+    free = all_to_all(replace(a, top_groups=None), "bf16")
+    assert free.destinations > all_to_all(a, "bf16").destinations
+    inside = all_to_all(a, "bf16", n_nodes=1)  # no limit: all experts are on one node
+    assert (inside.link, inside.destinations) == ("NVLink", free.destinations)
     assert inside.microseconds == pytest.approx(1e6 * inside.bytes / 160e9)
 
 
-def test_gpus_that_a_token_is_passed_on_to():
-    """By drawing: 8 experts among those of 4 random nodes of 8 with 8 GPUs of 4 experts each, the GPU of the
-    token's own number apart."""
+def test_nvlink_forwards_by_simulation():
+    """8 experts drawn from those of 4 random nodes of 8, with 8 GPUs of 4 experts each; the GPU with the
+    token's own index needs no forward."""
     generator, met = torch.Generator().manual_seed(0), 0
     draws = 4000
     for _ in range(draws):
@@ -186,31 +184,31 @@ def test_gpus_that_a_token_is_passed_on_to():
         chosen = torch.randperm(128, generator=generator)[:8]
         gpus = {(nodes[c // 32].item(), c % 32 // 4) for c in chosen.tolist()}
         met += sum(number != 3 for _, number in gpus)
-    assert passed_on(PUBLISHED["deepseek-v3"]) == pytest.approx(met / draws, rel=0.01)
+    assert nvlink_forwards(PUBLISHED["deepseek-v3"]) == pytest.approx(met / draws, rel=0.01)
 
 
-def test_an_architecture_travels_as_its_configuration():
+def test_communication_of_an_architecture_is_that_of_its_configuration():
     config = ModelConfig(dim=256, n_experts=64, top_k=8, expert_dim=64, n_groups=4, top_groups=2)
     assert processes_visited(from_config(config), 4) == processes_visited(config, 4)
     assert traffic(from_config(config), "fp8") == traffic(config, "fp8")
-    with pytest.raises(ValueError, match=r"n_experts \(0\) must be above 0"):
+    with pytest.raises(ValueError, match=r"n_experts \(0\) must be at least 1"):
         processes_visited(PUBLISHED["gpt-2"], 4)
     with pytest.raises(ValueError, match=r"n_experts \(8\) must be divisible by the GPUs \(64\)"):
-        passed_on(PUBLISHED["mixtral-8x7b"])
+        nvlink_forwards(PUBLISHED["mixtral-8x7b"])
     with pytest.raises(ValueError, match=r"n_groups \(8\) must be the number of nodes \(4\)"):
-        passed_on(PUBLISHED["deepseek-v3"], n_nodes=4)
+        nvlink_forwards(PUBLISHED["deepseek-v3"], n_nodes=4)
     with pytest.raises(ValueError, match=r"top_groups \(9\) must be between 1 and n_groups \(8\)"):
         replace(PUBLISHED["deepseek-v3"], top_groups=9)
 
 
-def test_what_cannot_be_is_refused():
+def test_invalid_arguments_are_refused():
     a = PUBLISHED["gpt-2"]
-    with pytest.raises(ValueError, match=r"utilisation \(0\) must be above 0"):
-        bill(a, 1e9, peak=1e12, utilisation=0, price=1)
-    with pytest.raises(ValueError, match=r"price \(inf\) must be above 0, and finite"):
-        bill(a, 1e9, peak=1e12, utilisation=0.5, price=math.inf)
+    with pytest.raises(ValueError, match=r"mfu \(0\) must be above 0"):
+        training_cost(a, 1e9, peak=1e12, mfu=0, price=1)
+    with pytest.raises(ValueError, match=r"price \(inf\) must be above 0 and finite"):
+        training_cost(a, 1e9, peak=1e12, mfu=0.5, price=math.inf)
     with pytest.raises(ValueError, match=r"tokens \(0\) must be above 0"):
-        bill(a, 0, peak=1e12, utilisation=0.5, price=1)
+        training_cost(a, 0, peak=1e12, mfu=0.5, price=1)
     with pytest.raises(ValueError, match=r"n_heads \(12\) must be divisible by kv_heads \(5\)"):
         replace(a, kv_heads=5)
     with pytest.raises(ValueError, match=r"top_k \(9\) must be between 1 and n_experts \(8\)"):
@@ -225,18 +223,21 @@ def test_training_is_three_times_forward():
     assert forward_flops(a, context=1) < forward_flops(a)
 
 
-def test_bytes_by_how_numbers_are_kept():
-    """V3's weights in 8 bits are about half of bf16's; its cache has 576 numbers a layer (V2, table 1)."""
+def test_bytes_by_storage_precision():
+    """V3's weights in 8 bits are about half of bf16's; its KV cache has 576 numbers per token per layer (V2,
+    table 1)."""
     a = PUBLISHED["deepseek-v3"]
     n = count(a)
-    whole, low = memory_footprint(a, "bf16"), memory_footprint(a, "deepseek-v3")
-    assert whole.weights == 2 * n.total
-    assert 0.5 < low.weights / whole.weights < 0.502
-    assert whole.training == (2 + 4 + 4 + 8) * n.total
-    assert low.training == low.weights + (4 + 4 + 4) * n.total
-    assert whole.cache_per_token == 61 * (512 + 64) * 2
+    bf16, fp8 = memory_footprint(a, "bf16"), memory_footprint(a, "deepseek-v3")
+    assert bf16.weights == 2 * n.total
+    assert 0.5 < fp8.weights / bf16.weights < 0.502
+    assert bf16.training == (2 + 4 + 4 + 8) * n.total
+    assert fp8.training == fp8.weights + (4 + 4 + 4) * n.total
+    assert bf16.cache_per_token == 61 * (512 + 64) * 2
     assert memory_footprint(PUBLISHED["llama-3.1-405b"]).cache_per_token == 126 * 2 * 8 * 128 * 2
-    with pytest.raises(ValueError, match="keeping must be one of float32, bf16, deepseek-v3, not 'int4'"):
+    with pytest.raises(
+        ValueError, match="storage precision must be one of float32, bf16, deepseek-v3, not 'int4'"
+    ):
         memory_footprint(a, "int4")
 
 
@@ -253,85 +254,3 @@ def test_bytes_of_our_own_models_are_those_of_their_tensors():
     moments = [t for state in optimizer.state.values() for name, t in state.items() if name != "step"]
     assert predicted.optimizer == sum(t.nbytes for t in moments)
     assert predicted.gradients == sum(p.grad.nbytes for p in model.parameters())
-
-
-def test_the_command_prints_and_writes(tmp_path, capsys):
-    out = tmp_path / "cost.json"
-    assert cli.main(["cost", "gpt-2", "--compare-with", "olmoe", "--json", str(out)]) == 0
-    printed = capsys.readouterr().out
-    assert "124.44 M" in printed
-    assert "6.92 G" in printed
-    first, second = json.loads(out.read_text())
-    assert (first["name"], second["name"]) == ("gpt-2", "olmoe")
-    assert first["parameters"]["total"] == 124_439_808
-    assert {"parameters", "flops_per_token", "bytes", "training", "assumed"} <= first.keys()
-    assert cli.main(["cost", "gpt-2", "--json", str(out)]) == 0
-    assert json.loads(out.read_text())["parameters"]["active"] == 124_439_808
-
-
-def test_the_command_has_it_all_in_json(tmp_path, capsys):
-    out = tmp_path / "cost.json"
-    assert cli.main(["cost", "--keeping", "deepseek-v3", "--json", str(out)]) == 0
-    found, a = json.loads(out.read_text()), PUBLISHED["deepseek-v3"]
-    held = activations(a, 4096, "deepseek-v3")
-    assert found["bytes"]["activations_per_token"] == held.peak / 4096
-    assert found["all_to_all"]["bytes_per_token_and_layer"]["fp8"] == all_to_all(a, "fp8").bytes
-    routed = found["roofline"]["4096"]["forward"]["parts"]["routed"]
-    assert (routed["layers"], routed["bound"]) == (58, "bytes")
-    assert found["roofline"]["1"]["training"]["seconds"] > found["roofline"]["1"]["forward"]["seconds"]
-    assert found["roofline"]["machine"] == "h800"
-    run = found["published_run"]
-    assert run["dollars"] == pytest.approx(5.576e6)
-    assert run["predicted_hours"] == pytest.approx(2.664e6 * run["utilisation"] / 0.4)
-    printed = capsys.readouterr().out
-    for shown in ("2.79 M", "5.58 M", "54 on 2,048 h800", "39.1%", "2.66 M / 2.60 M", "182 / 137", "23.75 M"):
-        assert shown in printed
-    assert "Assumed:" in printed
-    assert len([line for line in printed.splitlines() if line.startswith("│")]) <= 35
-
-
-def test_ours_alone_and_beside_a_published_model(tmp_path, capsys):
-    out = tmp_path / "cost.json"
-    flags = ["--config.n-experts", "32", "--config.dim", "64"]
-    assert cli.main(["cost", "ours", *flags, "--compare-with", "olmoe", "--json", str(out)]) == 0
-    ours, olmoe = json.loads(out.read_text())
-    config = ModelConfig(n_experts=32, dim=64)
-    assert ours["name"] == "ours"
-    assert ours["parameters"]["total"] == sum(p.numel() for p in GPT(config).parameters())
-    assert (ours["assumed"]["keeping"], olmoe["assumed"]["keeping"]) == ("float32", "bf16")
-    assert ours["all_to_all"] is ours["published_run"] is olmoe["published_run"] is None
-    assert "published run" not in capsys.readouterr().out
-    assert cli.main(["cost", "ours", "--keeping", "bf16", "--json", str(out)]) == 0
-    assert json.loads(out.read_text())["assumed"]["keeping"] == "bf16"
-
-
-def test_the_machine_at_hand_in_place_of_the_accelerator(tmp_path, capsys):
-    out = tmp_path / "cost.json"
-    assert cli.main(["cost", "ours", "--measure-peaks", "--json", str(out)]) == 0
-    found, peaks = json.loads(out.read_text())["roofline"], timing.peaks()
-    assert (found["machine"], found["flops"]) == ("measured", peaks.flops)
-    dense = found["4096"]["forward"]["parts"]["dense"]
-    assert dense["seconds"] == peaks.seconds(dense["flops"], dense["bytes"])
-    assert "peaks measured here" in " ".join(capsys.readouterr().out.split())
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            ["gpt-2", "--config.n-experts", "8"],
-            "--config is the shape of ours, not of gpt-2; say minimoe cost",
-        ),
-        (["gpt-3"], "there is no model 'gpt-3'; choose one of deepseek-v3"),
-        (["--compare-with", "gpt-3"], "there is no model 'gpt-3'"),
-        (["--keeping", "int4"], "keeping must be one of"),
-        (["--accelerator", "abacus"], "accelerator must be one of h100"),
-        (["--utilisation", "2"], "utilisation (2.0) must be above 0 and at most 1"),
-        (["--json", "nowhere/cost.json"], "there is no folder nowhere; make it first"),
-    ],
-)
-def test_what_the_command_cannot_is_told_in_one_line(capsys, arguments, message):
-    assert cli.main(["cost", *arguments]) == 1
-    error = capsys.readouterr().err
-    assert message in error
-    assert len(error.strip().splitlines()) == 1

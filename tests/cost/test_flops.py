@@ -1,10 +1,10 @@
-"""Operations of our own models, from their configurations, against torch's counter over a real step.
+"""FLOPs of our own models, from their configurations, against torch's counter over a real step.
 
-The counter has no formula for a CPU's fused attention (it would count nothing), so attention is done here as
-two plain products, which it counts in full: every token attends to all L of its context, not to those before
-it alone. A context of 2L - 1 has the same mean of L. For the experts, whose operators are the project's own,
-it has formulas of the project's (``moe.loop``, ``moe.grouped``); with dispatch ``reference`` every product is
-a plain one of torch's, and no formula of ours is believed.
+The counter has no formula for a CPU's fused attention (it would count nothing), so attention is computed here
+as two plain matmuls, which it counts in full: every token attends to all L tokens of its context, not just to
+earlier ones. A causal context of 2L - 1 has the same mean of L. The experts' operators are the project's own
+and so are their formulas (``moe.dispatch``); with dispatch ``reference`` every matmul is torch's, counted
+without them.
 """
 
 from dataclasses import replace
@@ -24,7 +24,7 @@ MODELS = {
     "dense": DENSE,
     "mixture": MIXTURE,
     "first layer dense": replace(MIXTURE, n_layers=3, first_dense=1),
-    "nothing shared": replace(MIXTURE, n_shared=0),
+    "none shared": replace(MIXTURE, n_shared=0),
     "two shared": replace(MIXTURE, n_shared=2),
 }
 
@@ -32,7 +32,7 @@ MODELS = {
 def counted(
     config: ModelConfig, backend: SDPBackend = SDPBackend.MATH
 ) -> tuple[float, float, dict[str, int]]:
-    """Forward, and forward and backward, a token; and by operator."""
+    """FLOPs per token, forward and training; and FLOPs by operator."""
     model, tokens = GPT(config), torch.randint(config.vocab_size, (2, config.context))
     with sdpa_kernel(backend), FlopCounterMode(display=False) as counter:
         logits, _ = model(tokens)
@@ -44,7 +44,7 @@ def counted(
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("dispatch", ["loop", "grouped", "reference"])
-def test_operations_are_those_that_torch_counts(name, dispatch):
+def test_flops_equal_torchs_counter(name, dispatch):
     config = replace(MODELS[name], dispatch=dispatch)
     if not config.n_experts and dispatch != "loop":
         pytest.skip("a dense model dispatches nothing")
@@ -56,8 +56,8 @@ def test_operations_are_those_that_torch_counts(name, dispatch):
     assert bool(ours) == (config.n_experts > 0 and dispatch != "reference")
 
 
-def test_the_counter_passes_over_a_cpus_fused_attention():
-    """What it then misses is attention's two products, three times."""
+def test_the_counter_misses_a_cpus_fused_attention():
+    """It misses attention's two matmuls, three times."""
     _, whole, _ = counted(DENSE)
     _, without, by_operator = counted(DENSE, SDPBackend.FLASH_ATTENTION)
     assert not any("attention" in operator for operator in by_operator)

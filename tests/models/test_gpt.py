@@ -157,8 +157,9 @@ def test_flops_equal_torchs_counter(n_experts, dispatch):
 
 def test_dense_rivals_match_the_mixtures_parameters():
     moe = ModelConfig(dim=64, n_experts=32, top_k=4, expert_dim=32)
-    for active in (True, False):
-        dense = replace(moe, n_experts=0, hidden_dim=dense_width(moe, active=active))
+    for active, working in ((True, moe.top_k), (False, moe.n_experts)):
+        width = dense_width(moe.expert_dim, moe.n_experts, working + moe.n_shared)
+        dense = replace(moe, n_experts=0, hidden_dim=width)
         ratio = parameters(dense) / parameters(moe, active=active)
         assert 1 <= ratio < 1.03
 
@@ -184,5 +185,5 @@ def test_bad_configurations_are_refused_with_their_numbers(changes, message):
 
 
 def test_too_long_a_sequence_is_refused(tiny):
-    with pytest.raises(ValueError, match=r"17 tokens do not fit the model's context \(16\)"):
+    with pytest.raises(ValueError, match=r"17 tokens exceed the model's context \(16\)"):
         GPT(tiny)(torch.zeros(1, 17, dtype=torch.int64))

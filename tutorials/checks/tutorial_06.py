@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from checks import Verdict, compare
-from minimoe.bench.layers import touched as _touched
+from minimoe.cost import expected_active_experts as _touched
 
 LAYERS = ((16, 512, 128, 64, 8), (1, 8, 4, 4, 2), (100, 64, 32, 16, 1))
 
