@@ -1,4 +1,4 @@
-"""The claims about distillation, and the bounds that each must meet."""
+"""Claims about distillation and their bounds."""
 
 from minimoe.claims.claim import Bound, Claim
 from minimoe.experiments.distillation.measure import STUDENT_QUALITY, TEXT_ONLY_COPY
@@ -11,21 +11,27 @@ CLAIMS = (
         (
             Bound(
                 "closed, ample",
-                "of the gap to its teacher, what logits close with as much text",
+                "share of the gap to the teacher that logits close, with as much text as the teacher",
                 least=50,
                 unit=" %",
                 why="most of it",
             ),
             Bound(
                 "closed, scarce",
-                "of the gap to its teacher, what logits close with little text",
+                "share of the gap to the teacher that logits close, with little text",
                 least=50,
                 unit=" %",
                 why="most of it",
             ),
-            Bound("size", "the student's parameters over the teacher's", most=0.25, unit="x", why="small"),
             Bound(
-                "speed", "bytes a second that it writes, over the teacher's", least=1.5, unit="x", why="cheap"
+                "size", "the student's parameters, relative to the teacher", most=0.25, unit="x", why="small"
+            ),
+            Bound(
+                "speed",
+                "bytes generated per second, relative to the teacher",
+                least=1.5,
+                unit="x",
+                why="cheap",
             ),
         ),
         STUDENT_QUALITY,
@@ -38,7 +44,7 @@ CLAIMS = (
         (
             Bound(
                 "share",
-                "of what logits close of the gap, what the most text closes",
+                "gap closed by the longest teacher text, as a share of what logits close",
                 least=50,
                 unit=" %",
                 why="most of it",

@@ -1,9 +1,10 @@
-"""The claims about mixtures of experts, and the bounds that each must meet."""
+"""Claims about mixtures of experts and their bounds."""
 
 from minimoe.claims.claim import Bound, Claim
-from minimoe.experiments.expert_parallel import EXPERT_PARALLEL
-from minimoe.experiments.load_balance import LOAD_BALANCE, SHARED_EXPERT
-from minimoe.experiments.moe_vs_dense.measure import MOE_VS_DENSE
+from minimoe.experiments.expert_parallel.communication import EXPERT_PARALLEL
+from minimoe.experiments.load_balance import LOAD_BALANCE
+from minimoe.experiments.moe_vs_dense.experiment import MOE_VS_DENSE
+from minimoe.experiments.shared_expert import SHARED_EXPERT
 from minimoe.experiments.specialization import SPECIALIZATION
 
 CLAIMS = (
@@ -11,31 +12,15 @@ CLAIMS = (
         "much-more-efficient",
         "A mixture of experts is much more efficient than one network.",
         "New York Times, 2025-02-12",
-        (
+        tuple(
             Bound(
-                "dense-active, flops",
-                "bits below dense with equal active parameters, at equal FLOPs",
+                f"dense-{kind}, {axis.lower()}",
+                f"bits per byte below dense with equal {kind} parameters, at equal {axis}",
                 least=0,
                 why="no worse",
-            ),
-            Bound(
-                "dense-total, flops",
-                "bits below dense with equal total parameters, at equal FLOPs",
-                least=0,
-                why="no worse",
-            ),
-            Bound(
-                "dense-active, seconds",
-                "bits below dense with equal active parameters, at equal seconds",
-                least=0,
-                why="no worse",
-            ),
-            Bound(
-                "dense-total, seconds",
-                "bits below dense with equal total parameters, at equal seconds",
-                least=0,
-                why="no worse",
-            ),
+            )
+            for axis in ("FLOPs", "seconds")
+            for kind in ("active", "total")
         ),
         MOE_VS_DENSE,
         learns=True,
@@ -47,14 +32,14 @@ CLAIMS = (
         (
             Bound(
                 "over chance",
-                "what an expert tells of the field, over what 99 of 100 dealings tell",
+                "mutual information of expert and domain, above the 99th percentile by chance",
                 least=0,
                 unit=" millibits",
                 why="more than chance",
             ),
             Bound(
-                "favourite",
-                "of an expert's tokens, those from its favourite field",
+                "favorite",
+                "share of an expert's tokens from its favorite domain",
                 least=50,
                 unit=" %",
                 why="most of them",
@@ -71,7 +56,7 @@ CLAIMS = (
         (
             Bound(
                 "gain",
-                "bits per byte that a shared expert gains, at equal active parameters",
+                "bits per byte gained by a shared expert, at equal active parameters",
                 least=0,
                 why="no worse",
             ),
@@ -92,12 +77,18 @@ CLAIMS = (
         "section 2.1.2",
         (
             Bound(
-                "uneven", "MaxVio without any balance", least=1, why="the busiest expert has twice its share"
+                "uneven", "MaxVio without balancing", least=1, why="the busiest expert has twice its share"
             ),
-            Bound("mended", "the worst balanced MaxVio over it", most=0.5, unit="x", why="at least halved"),
+            Bound(
+                "mended",
+                "MaxVio with the worst balancing method, relative to without",
+                most=0.5,
+                unit="x",
+                why="at least halved",
+            ),
             Bound(
                 "worse",
-                "bits per byte lost without balance, against the bias",
+                "bits per byte lost without balancing, compared with the bias",
                 least=0,
                 why="the model suffers",
             ),
@@ -112,14 +103,14 @@ CLAIMS = (
         (
             Bound(
                 "bytes",
-                "bytes sent when limited and in 8 bits, over free and in bf16",
+                "bytes sent with group-limited routing in 8 bits, relative to free routing in bf16",
                 most=0.5,
                 unit="x",
                 why="half: a token visits two processes of four",
             ),
             Bound(
                 "seconds",
-                "a step's time when limited and in 8 bits, over free and in bf16",
+                "step time with group-limited routing in 8 bits, relative to free routing in bf16",
                 most=1,
                 unit="x",
                 why="no slower",

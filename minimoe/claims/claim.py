@@ -1,8 +1,9 @@
-"""A claim of the articles: what it says, what it stands on, and the verdict that a measurement amounts to.
+"""Claims of the articles: statement, source, experiment, bounds, and the verdict on measured figures.
 
-A claim stands on bounds, each an inequality of one measured figure. A figure has a value a seed (one value
-where nothing is drawn). A bound is met where the mean clears it with 95 % confidence (one side of Student's t
-over seeds), broken where it fails as surely, and otherwise open. The verdict follows from the bounds alone:
+A bound is an inequality of one measured figure, which has one value per seed (a single value if nothing is
+random). It is *met* if the mean clears the limit with 95 % confidence (one-sided Student's t over seeds),
+*broken* if the mean fails it with the same confidence, and otherwise *open*. The verdict follows from the
+bounds alone:
 
 holds here                   all are met
 does not hold here           one is broken
@@ -25,10 +26,10 @@ Outcome = Literal["met", "broken", "open"]
 
 @dataclass(frozen=True)
 class Bound:
-    """``least <= figure <= most``, one of them given."""
+    """``least <= figure`` or ``figure <= most``."""
 
     figure: str
-    """the measured figure's key"""
+    """name of the measured figure"""
     what: str
     """the figure in words"""
     least: float | None = None
@@ -42,16 +43,16 @@ class Bound:
             raise ValueError(f"bound {self.figure!r} must have a least or a most, and not both")
 
     def outcome(self, values: list[float]) -> Outcome:
-        """By the mean and what seeds leave unsure of it. Raises ValueError for no value, or for no number."""
+        """Raises ValueError for no values, or for one that is not finite."""
         if not values or not all(math.isfinite(value) for value in values):
-            raise ValueError(f"{self.figure!r} was measured as {values}; there must be numbers")
-        room = Spread.of([self._room(value) for value in values])
-        unsure = confidence(len(values)) * (room.deviation or 0.0)
-        if unsure and abs(room.mean) <= unsure:
+            raise ValueError(f"{self.figure!r} was measured as {values}; there must be finite numbers")
+        margin = Spread.of([self._margin(value) for value in values])
+        half_width = confidence(len(values)) * (margin.deviation or 0.0)
+        if half_width and abs(margin.mean) <= half_width:
             return "open"
-        return "met" if room.mean >= 0 else "broken"
+        return "met" if margin.mean >= 0 else "broken"
 
-    def _room(self, value: float) -> float:
+    def _margin(self, value: float) -> float:
         return value - self.least if self.least is not None else (self.most or 0.0) - value
 
     def limit(self) -> str:
@@ -59,14 +60,14 @@ class Bound:
         words, value = ("at least", self.least) if self.least is not None else ("at most", self.most)
         return f"{words} {value:.4g}{self.unit}"
 
-    def says(self, values: list[float]) -> str:
-        """ "bytes of a tensor 0.516 (at most 0.55): met" """
+    def describe(self, values: list[float]) -> str:
+        """ "a tensor's bytes relative to bf16 0.516 (at most 0.55): met" """
         return f"{self.what} {format_spread(values, unit=self.unit)} ({self.limit()}): {self.outcome(values)}"
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict, why, and each bound's outcome in the order of the bounds."""
+    """A verdict, the reason, and the outcome of each bound in order."""
 
     verdict: str
     reason: str
@@ -75,7 +76,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim and its experiment; or, with ``not_built``, the reason why there is none."""
+    """A claim with its experiment and bounds; or, with ``not_built``, the reason why there is none."""
 
     id: str
     statement: str
@@ -83,27 +84,23 @@ class Claim:
     bounds: tuple[Bound, ...] = ()
     experiment: Experiment | None = None
     learns: bool = False
-    """whether it is about learning, and so needs several seeds"""
+    """whether it is about training, and so needs several seeds"""
     not_built: str = ""
 
     def judge(self, values: Mapping[str, list[float]]) -> Judgement:
-        """The verdict on measured figures. Raises ValueError where a bound's figure is missing."""
+        """The verdict on measured figures. Raises ValueError if a bound's figure is missing."""
         if self.not_built:
             return Judgement(NOT_BUILT, self.not_built, [])
         if missing := [bound.figure for bound in self.bounds if bound.figure not in values]:
-            raise ValueError(f"{self.id}: there is no figure {missing[0]!r} to hold against its bound")
+            raise ValueError(f"{self.id}: figure {missing[0]!r} has a bound and was not measured")
         outcomes = [bound.outcome(values[bound.figure]) for bound in self.bounds]
         verdict = FAILS if "broken" in outcomes else OPEN if "open" in outcomes else HOLDS
         decisive = {FAILS: "broken", OPEN: "open", HOLDS: "met"}[verdict]
-        says = [
-            bound.says(values[bound.figure])
+        reasons = [
+            bound.describe(values[bound.figure])
             for bound, outcome in zip(self.bounds, outcomes, strict=True)
             if outcome == decisive
         ]
-        others = [o for o in outcomes if o != decisive]
-        rest = f"; others: {_count(others)}" if others else ""
-        return Judgement(verdict, "; ".join(says) + rest, outcomes)
-
-
-def _count(outcomes: list[Outcome]) -> str:
-    return ", ".join(f"{outcomes.count(o)} {o}" for o in ("met", "open", "broken") if o in outcomes)
+        if others := [f"{outcomes.count(o)} {o}" for o in ("met", "open") if o != decisive and o in outcomes]:
+            reasons.append(f"others: {', '.join(others)}")
+        return Judgement(verdict, "; ".join(reasons), outcomes)

@@ -1,8 +1,8 @@
-"""The ledger: claims tried one after another, each entry kept as soon as it is known.
+"""The ledger: claims measured and judged one after another; a stopped run resumes.
 
-out/entries/<id>.json     what was measured, the verdict, what the picture is drawn from
-out/pictures/<id>.png     the picture
-out/trained, out/taught   models, so that a killed ledger goes on where it was
+out/entries/<id>.json     a finished entry: what was measured and the verdict
+out/pictures/<id>.png     its figure
+out/trained, out/taught   trained models, shared by claims
 """
 
 import json
@@ -14,95 +14,84 @@ from typing import Any
 
 from minimoe.claims.claim import OPEN, Claim, Judgement
 from minimoe.experiments.context import RunContext
+from minimoe.experiments.experiment import as_record
 from minimoe.experiments.measurement import Measured, Untestable
-from minimoe.reporting.figures import new_figure
-from minimoe.reporting.statistics import Spread, format_spread
 from minimoe.tools.files import write_atomically
-from minimoe.tools.machine import describe_machine
 from minimoe.tools.timing import peaks
 
 Entry = dict[str, Any]
 
-REFERENCE = 140e9  # FLOP/s: of the two cores that the claims' own seconds are told of
+REFERENCE = 140e9  # FLOP/s of the two cores to which the experiments' own predicted seconds refer
 
 
-def predicted(claims: Sequence[Claim], context: RunContext) -> dict[str, float]:
-    """About how many seconds each claim takes, in this order: what an earlier one has trained is free."""
-    slower = max(1.0, REFERENCE / peaks(context.device).flops["float32"])
+def predict_seconds(claims: Sequence[Claim], context: RunContext) -> dict[str, float]:
+    """Predicted seconds per claim, in this order: a job, or an experiment of several claims, counts for the
+    first claim that needs it."""
+    slowdown = max(1.0, REFERENCE / peaks(context.device).flops["float32"])
     done: set[Any] = set()
-    found = {}
+    seconds = {}
     for claim in claims:
-        experiment = claim.experiment
-        work = set(experiment.jobs(context)) if experiment is not None else set()
-        training = sum(each.seconds(context.device) for each in work - done)
-        done |= work
-        found[claim.id] = training + slower * (
-            0.0 if experiment is None else experiment.seconds[0 if context.quick else 1]
-        )
-    return found
+        seconds[claim.id] = 0.0
+        if claim.experiment is not None and id(claim.experiment) not in done:
+            jobs = set(claim.experiment.jobs(context)) - done
+            seconds[claim.id] = sum(job.seconds(context.device) for job in jobs)
+            seconds[claim.id] += slowdown * claim.experiment.seconds[0 if context.quick else 1]
+            done |= jobs | {id(claim.experiment)}
+    return seconds
 
 
 def run(
     claims: Sequence[Claim],
     context: RunContext,
-    about: Callable[[Claim], None],
-    on_progress: Callable[[Entry], None],
+    on_start: Callable[[Claim], None],
+    on_entry: Callable[[Entry], None],
 ) -> list[Entry]:
-    """Try each claim, or read what was found before; ``about`` hears of it before, ``told`` after."""
+    """Make the entry of each claim, or read the finished one; with callbacks before and after each."""
     entries = []
+    results: dict[int, Measured] = {}
     for claim in claims:
         path = context.folder / "entries" / f"{claim.id}.json"
-        about(claim)
+        on_start(claim)
         if path.exists():
-            found = json.loads(path.read_text())
+            entry = json.loads(path.read_text(encoding="utf-8"))
         else:
-            found = entry(claim, context)
+            entry = make_entry(claim, context, results)
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-        draw(claim, found, context.folder)
-        entries.append(found)
-        on_progress(found)
+            write_atomically(path, json.dumps(entry, indent=1, ensure_ascii=False) + "\n")
+        if claim.experiment is not None:
+            claim.experiment.save_figure(entry["detail"], picture(context.folder, claim.id))
+        entries.append(entry)
+        on_entry(entry)
     return entries
 
 
-def entry(claim: Claim, context: RunContext) -> Entry:
-    """Measure and judge, as plain data."""
+def picture(folder: Path, id: str) -> Path:
+    return folder / "pictures" / f"{id}.png"
+
+
+def make_entry(claim: Claim, context: RunContext, results: dict[int, Measured]) -> Entry:
+    """Measure, or take the result by the experiment's id, and judge; the entry is plain data."""
     begin = time.perf_counter()
     measured = Measured({})
     try:
         if claim.experiment is not None:
-            measured = claim.experiment.measure(context)
+            if id(claim.experiment) not in results:
+                results[id(claim.experiment)] = claim.experiment.measure(context)
+            measured = results[id(claim.experiment)]
         judgement = claim.judge(measured.values)
-    except Untestable as why:
-        judgement = Judgement(OPEN, str(why), [])
-    units = dict(claim.experiment.labels if claim.experiment is not None else {}) | {
-        bound.figure: bound.unit for bound in claim.bounds
-    }
-    return {
-        "id": claim.id,
-        "statement": claim.statement,
-        "source": claim.source,
-        "ran": measured.ran,
-        "measured": {
-            name: Spread.of(values).as_dict()
-            | {
-                "values": values,
-                "unit": units.get(name, ""),
-                "shown": format_spread(values, unit=units.get(name, "")),
-            }
-            for name, values in measured.values.items()
-        },
-        **judged(claim, judgement),
-        "seeds": max(map(len, measured.values.values()), default=1) if claim.learns else 1,
-        "seconds": time.perf_counter() - begin,
-        "size": "quick" if context.quick else "full",
-        "machine": describe_machine(context.device),
-        "detail": measured.detail,
-    }
+    except Untestable as error:
+        judgement = Judgement(OPEN, str(error), [])
+    units = dict(claim.experiment.units) if claim.experiment is not None else {}
+    units |= {bound.figure: bound.unit for bound in claim.bounds}
+    record = as_record(measured, units, context, time.perf_counter() - begin)
+    if not claim.learns:
+        record["seeds"] = 1
+    head = {"id": claim.id, "statement": claim.statement, "source": claim.source}
+    return head | record | judgement_record(claim, judgement)
 
 
-def judged(claim: Claim, judgement: Judgement) -> Entry:
-    """Bounds with their outcomes, the verdict and why."""
+def judgement_record(claim: Claim, judgement: Judgement) -> Entry:
+    """Bounds with their outcomes, the verdict and the reason."""
     outcomes: Sequence[str | None] = judgement.outcomes or [None] * len(claim.bounds)
     bounds = zip(claim.bounds, outcomes, strict=True)
     return {
@@ -110,13 +99,3 @@ def judged(claim: Claim, judgement: Judgement) -> Entry:
         "verdict": judgement.verdict,
         "reason": judgement.reason,
     }
-
-
-def draw(claim: Claim, found: Entry, folder: Path) -> None:
-    """The picture, from the entry alone."""
-    if claim.experiment is None or claim.experiment.draw is None or not found["detail"]:
-        return
-    path = folder / "pictures" / f"{claim.id}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with new_figure(path, 7.5, 3.4) as figure:
-        claim.experiment.draw(figure, found["detail"])

@@ -1,9 +1,9 @@
-"""Every claim by its id, in the order in which the ledger tells them."""
+"""All claims by id, in the order of the ledger."""
 
 from minimoe.claims import bounds_cost, bounds_distillation, bounds_experts, bounds_precision
 from minimoe.claims.claim import Claim
 
-UNBUILT = (
+NOT_BUILT = (
     Claim(
         "reinforcement",
         "Reinforcement learning turns a plain language model into a reasoning one, more easily than thought.",
@@ -24,40 +24,22 @@ UNBUILT = (
     ),
 )
 
-_TOLD = (
-    "half-the-space",
-    "pi",
-    "less-accurate",
-    "wide-answer",
-    "promotion",
-    "accurate-enough",
-    "outliers",
-    "much-more-efficient",
-    "specialists",
-    "generalist",
-    "struggled",
-    "moving-data",
-    "small-from-big",
-    "copying-is-easy",
-    "reinforcement",
-    "distil-beats-rl",
-    "the-bill",
-    "fits-in-memory",
-    "mixtral",
+ORDER = (
+    "half-the-space", "pi", "less-accurate", "wide-answer", "promotion", "accurate-enough", "outliers",
+    "much-more-efficient", "specialists", "generalist", "struggled", "moving-data", "small-from-big",
+    "copying-is-easy", "reinforcement", "distil-beats-rl", "the-bill", "fits-in-memory", "mixtral",
     "failed-roads",
-)
+)  # fmt: skip
 
-_FOUND = {
-    claim.id: claim
-    for part in (bounds_precision, bounds_experts, bounds_distillation, bounds_cost)
-    for claim in part.CLAIMS
-} | {claim.id: claim for claim in UNBUILT}
+_PARTS = (bounds_precision, bounds_experts, bounds_distillation, bounds_cost)
+_BY_ID = {claim.id: claim for claims in (*(part.CLAIMS for part in _PARTS), NOT_BUILT) for claim in claims}
 
-CLAIMS: dict[str, Claim] = {id: _FOUND[id] for id in _TOLD}
+CLAIMS: dict[str, Claim] = {id: _BY_ID[id] for id in ORDER}
 
 
 def choose(ids: list[str]) -> list[Claim]:
-    """The claims asked for, all if none is, in their order. Raises ValueError for an id that is not there."""
+    """The claims with these ids, or all if there are none, in the ledger's order. Raises ValueError for an
+    unknown id."""
     if unknown := [id for id in ids if id not in CLAIMS]:
         raise ValueError(f"there is no claim {unknown[0]!r}; choose among {', '.join(CLAIMS)}")
     return [claim for id, claim in CLAIMS.items() if not ids or id in ids]

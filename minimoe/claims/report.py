@@ -1,4 +1,4 @@
-"""The ledger on the terminal, from the same plain data that its JSON holds."""
+"""The ledger as a terminal table and as a Markdown table, from the plain data in its JSON."""
 
 from collections import Counter
 from typing import Any
@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from minimoe.claims.claim import FAILS, HOLDS, NOT_BUILT, OPEN
+from minimoe.reporting.tables import TextTable
 
 PLURAL = {HOLDS: "hold here", FAILS: "do not hold here", OPEN: OPEN, NOT_BUILT: NOT_BUILT}
 
@@ -14,9 +15,9 @@ STYLES = {HOLDS: "green", FAILS: "red", OPEN: "yellow", NOT_BUILT: "dim"}
 
 
 def print_ledger(entries: list[dict[str, Any]], console: Console) -> None:
-    """Every claim with its verdict, and below it every bound with what was measured."""
+    """Each claim with its verdict; below it, each bound with the measured figure."""
     table = Table(show_header=True, pad_edge=False)
-    table.add_column("claim, and what it stands on", overflow="fold")
+    table.add_column("claim and bounds", overflow="fold")
     table.add_column("measured", justify="right", overflow="fold")
     table.add_column("bound", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
@@ -34,14 +35,14 @@ def print_ledger(entries: list[dict[str, Any]], console: Console) -> None:
 
 
 def summary(entries: list[dict[str, Any]]) -> str:
-    """How many claims got which verdict, and on what they were tried."""
-    counted = Counter(entry["verdict"] for entry in entries)
-    parts = [f"{counted[v]} {words if counted[v] > 1 else v}" for v, words in PLURAL.items() if counted[v]]
+    """How many claims got each verdict, and on what machine."""
+    counts = Counter(entry["verdict"] for entry in entries)
+    parts = [f"{counts[v]} {words if counts[v] > 1 else v}" for v, words in PLURAL.items() if counts[v]]
     machine, seconds = entries[0]["machine"], sum(entry["seconds"] for entry in entries)
     claims = "1 claim" if len(entries) == 1 else f"{len(entries)} claims"
     threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
     return (
-        f"{claims}: {', '.join(parts)}. Tried on {machine['processor']}, {threads}, "
+        f"{claims}: {', '.join(parts)}. Measured on {machine['processor']}, {threads}, "
         f"torch {machine['torch']}, in {duration(seconds)} ({entries[0]['size']})."
     )
 
@@ -54,16 +55,15 @@ def duration(seconds: float) -> str:
     return f"{whole} s" if whole < 100 else f"{whole // 60} min {whole % 60:02d} s"
 
 
-def markdown(entries: list[dict[str, Any]]) -> str:
-    """A row a claim: what it says, what decided, the verdict."""
-    lines = ["| claim | what was measured | verdict |", "|---|---|---|"]
+def verdict_table(entries: list[dict[str, Any]]) -> TextTable:
+    """A row per claim: statement, the figures that decided, verdict."""
+    rows = []
     for entry in entries:
-        said = entry["reason"]
+        reason = entry["reason"]
         if entry["verdict"] == HOLDS:
-            figures = (entry["measured"][bound["figure"]]["shown"] for bound in entry["bound"])
-            said = "; ".join(
-                f"{bound['what']} {figure} ({bound['limit']})"
-                for bound, figure in zip(entry["bound"], figures, strict=True)
+            reason = "; ".join(
+                f"{bound['what']} {entry['measured'][bound['figure']]['shown']} ({bound['limit']})"
+                for bound in entry["bound"]
             )
-        lines.append(f"| `{entry['id']}` {entry['statement']} | {said} | **{entry['verdict']}** |")
-    return "\n".join(lines)
+        rows.append([f"`{entry['id']}` {entry['statement']}", reason, f"**{entry['verdict']}**"])
+    return TextTable("claims", summary(entries), ["claim", "measured", "verdict"], rows)

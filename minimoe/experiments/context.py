@@ -1,69 +1,99 @@
-"""What an experiment has to work with: a size, seeds, a device, the text, a folder, trained models."""
+"""Run context: what an experiment runs with (size, seeds, device, corpus, folder) and its trained models."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
 from minimoe.data.corpus import Corpus, load_corpus
-from minimoe.experiments.jobs import Job, OnProgress, TrainingJob, train_wanted
+from minimoe.experiments.jobs import Job, OnProgress, ProgressDisplay, TrainingJob, train_jobs
+from minimoe.experiments.presets import Preset
 from minimoe.models.gpt import GPT
 from minimoe.tools import records
 from minimoe.training.checkpoint import load_model
+from minimoe.training.progress import Display
 
-Size = TypeVar("Size")
+T = TypeVar("T")
 
-MIN_SEEDS = 3  # of a claim about learning
+Size = Literal["quick", "full", "long"]
+"""how much an experiment does: as `claims --quick`, as `claims`, or as the documentation's tables"""
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """One for a whole ledger. Raises ValueError for too few seeds."""
+    """What one experiment runs with, or all experiments of a ledger. Raises ValueError for no seeds."""
 
     folder: Path
-    quick: bool = False
-    seeds: int = MIN_SEEDS
+    size: Size = "full"
+    seeds: int = 3
+    """number of seeds of an experiment that trains: 0, 1, …"""
     device: str = "cpu"
     data: str = "default"
     on_progress: OnProgress = lambda seconds: None
-    """hears of work done, in seconds as they were predicted"""
+    """called with the predicted seconds of work that has just been done"""
+    display: Callable[[str], Display] | None = None
+    """makes what is shown while models train, from a title; None: progress goes to ``on_progress``"""
+    seed: int = 0
+    """random seed of what is not trained; training seeds are 0, 1, ..."""
+    preset: Preset | None = None
+    """sizes of the comparison of MoE with dense; None: those of ``size``"""
+    named_folders: bool = False
+    """whether a job's folder is seed-N/LABEL, as a single experiment can have it; otherwise it is named after
+    the job's settings, so that several experiments share their jobs"""
 
     def __post_init__(self) -> None:
-        if self.seeds < MIN_SEEDS:
-            raise ValueError(
-                f"--seeds ({self.seeds}) must be at least {MIN_SEEDS}: claims about learning need a spread"
-            )
+        if self.seeds < 1:
+            raise ValueError(f"--seeds ({self.seeds}) must be at least 1")
+
+    @property
+    def quick(self) -> bool:
+        return self.size == "quick"
 
     @cached_property
     def corpus(self) -> Corpus:
         return load_corpus(self.data)
 
-    def check(self, wanted: Iterable[Job]) -> None:
-        """Raise ValueError, before any of it is done, where the text is not to be had or too little."""
-        for work in wanted:
-            work.check(self.corpus)
+    def check(self, jobs: Iterable[Job]) -> None:
+        """Raise ValueError, before any job runs, if the corpus is missing or too small."""
+        for job in jobs:
+            job.check(self.corpus)
 
-    def pick(self, quick: Size, full: Size) -> Size:
-        return quick if self.quick else full
+    def pick(self, quick: T, full: T, long: T | None = None) -> T:
+        """The value for this size; ``long`` defaults to ``full``."""
+        return {"quick": quick, "full": full, "long": full if long is None else long}[self.size]
 
     def generator(self, seed: int = 0) -> torch.Generator:
         return torch.Generator().manual_seed(seed)
 
-    def train(self, wanted: Iterable[TrainingJob]) -> dict[TrainingJob, Path]:
-        """Their folders, once all are trained."""
-        return train_wanted(list(wanted), self.corpus, self.folder / "trained", self.device, self.on_progress)
+    def training_display(self, title: str) -> Display:
+        return self.display(title) if self.display else ProgressDisplay(self.on_progress, self.device)
 
-    def model(self, training: TrainingJob) -> GPT:
-        return load_model(self.train([training])[training], self.device)
+    def job_folder(self, job: TrainingJob) -> Path:
+        if self.named_folders:
+            return self.folder / f"seed-{job.training.seed}" / job.label
+        return self.folder / "trained" / job.name(self.corpus.fingerprint)
 
-    def records(self, training: TrainingJob, kind: str) -> list[dict[str, Any]]:
-        """Its records of one kind, "step" or "evaluation"."""
-        path = self.train([training])[training] / "records.jsonl"
-        return [line for line in records.read(path) if line["kind"] == kind]
+    def train(self, jobs: Iterable[TrainingJob]) -> None:
+        """Run the jobs that are not finished. Raises ValueError if two jobs would share a folder."""
+        folders = {job: self.job_folder(job) for job in jobs}
+        if len(set(folders.values())) < len(folders):
+            raise ValueError(f"labels of jobs must differ per seed: {[job.label for job in folders]}")
+        train_jobs(folders, self.corpus, self.device, self.training_display)
 
-    def reached(self, training: TrainingJob) -> float:
-        """Validation bits per byte at the end."""
-        return float(self.records(training, "evaluation")[-1]["bits_per_byte"])
+    def model(self, job: TrainingJob) -> GPT:
+        """The job's trained model, in evaluation mode."""
+        self.train([job])
+        return load_model(self.job_folder(job), self.device)
+
+    def records(self, job: TrainingJob, kind: Literal["step", "evaluation"]) -> list[dict[str, Any]]:
+        """The job's records of one kind."""
+        self.train([job])
+        path = self.job_folder(job) / "records.jsonl"
+        return [record for record in records.read(path) if record["kind"] == kind]
+
+    def final_bits(self, job: TrainingJob) -> float:
+        """Validation bits per byte after the last step."""
+        return float(self.records(job, "evaluation")[-1]["bits_per_byte"])

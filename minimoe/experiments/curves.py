@@ -1,8 +1,7 @@
-"""What a comparison amounts to: loss curves read at equal tokens, equal FLOPs and equal seconds.
+"""Loss curves of training runs, read from their records at equal tokens, equal FLOPs and equal seconds.
 
-A budget is what the thriftiest model spent on its whole run; the others' curves are read there, between
-evaluations in a straight line. Seconds are a step's *median* time times the steps, so that a moment in
-which the machine was busy with something else falls on nobody.
+Seconds are the *median* step's time multiplied by the number of steps, so a transient slowdown of the machine
+penalizes no single model.
 """
 
 import statistics
@@ -22,26 +21,35 @@ AXES = ("tokens", "flops", "seconds")
 
 @dataclass(frozen=True)
 class Curve:
-    """One model, one seed: what it had spent, and what it had reached, at each evaluation."""
+    """One model, one seed: the budget spent and the bits per byte reached at each evaluation."""
 
-    spent: dict[str, np.ndarray]  # by axis
-    bits_per_byte: dict[str, np.ndarray]  # "all" domains' mean, and each domain
-    max_violation: float | None  # at the end, over the validation text
+    spent: dict[str, np.ndarray]
+    """by axis, and by "steps" """
+    bits_per_byte: dict[str, np.ndarray]
+    """by domain, and by "all", their mean"""
+    max_violation: float | None
+    """MaxVio over the validation text at the end; None for a dense model"""
     tokens_per_second: float
 
     def at(self, axis: str, budget: float, domain: str = ALL) -> float:
-        """Bits per byte when ``budget`` had been spent; before the first evaluation on the line from the
-        8 bits that knowing nothing costs."""
+        """Bits per byte when ``budget`` had been spent, interpolated linearly between evaluations. Before the
+        first evaluation the line starts from the 8 bits of a uniform guess."""
         spent = np.concatenate(([0.0], self.spent[axis]))
         return float(np.interp(budget, spent, np.concatenate(([8.0], self.bits_per_byte[domain]))))
 
+    @property
+    def best(self) -> float:
+        """The lowest bits per byte of any evaluation, as with early stopping."""
+        return float(self.bits_per_byte[ALL].min())
+
+    def best_within(self, axis: str, budget: float) -> float:
+        """The lowest bits per byte before more than ``budget`` was spent."""
+        spent, bits = self.spent[axis], self.bits_per_byte[ALL]
+        return float(np.append(bits[spent <= budget], np.interp(budget, spent, bits)).min())
+
 
 def read_curve(path: Path, model: ModelConfig, training: TrainConfig) -> Curve:
-    """The curve that a records file holds.
-
-    Raises:
-        ValueError: it holds no evaluation.
-    """
+    """The curve in a records file. Raises ValueError if it has no evaluation."""
     lines = list(records.read(path))
     evaluations = [line for line in lines if line["kind"] == "evaluation"]
     if not evaluations:
@@ -50,6 +58,7 @@ def read_curve(path: Path, model: ModelConfig, training: TrainConfig) -> Curve:
     step_tokens = training.batch_size * training.accumulate * model.context
     steps = np.array([line["step"] for line in evaluations], dtype=float)
     spent = {
+        "steps": steps,
         "tokens": steps * step_tokens,
         "flops": steps * step_tokens * flops_per_token(model),
         "seconds": steps * step_seconds,

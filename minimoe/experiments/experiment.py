@@ -1,10 +1,11 @@
-"""What every experiment offers: the training it needs, a measurement, a figure and tables.
+"""The protocol of an experiment: training jobs, a measurement, a figure and tables.
 
-A command runs one, a claim holds its figures against bounds, a page of the documentation shows its tables.
+Commands run experiments, claims hold their figures against bounds, and the documentation shows their tables.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -12,7 +13,10 @@ from matplotlib.figure import Figure
 from minimoe.experiments.context import RunContext
 from minimoe.experiments.jobs import Job
 from minimoe.experiments.measurement import Measured
+from minimoe.reporting.figures import new_figure
+from minimoe.reporting.statistics import Spread, format_spread
 from minimoe.reporting.tables import TextTable
+from minimoe.tools.machine import describe_machine
 
 Detail = dict[str, Any]
 
@@ -23,21 +27,57 @@ def no_jobs(context: RunContext) -> Sequence[Job]:
 
 
 def no_tables(detail: Detail) -> Sequence[TextTable]:
-    """For an experiment whose figures say everything."""
+    """For an experiment that needs no table besides its figures."""
     return ()
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One experiment; ``detail`` is plain data that JSON can hold, so a recorded run can be drawn again."""
+    """One experiment. ``detail`` is plain data, so figures and tables can be made again from JSON."""
 
     measure: Callable[[RunContext], Measured]
     draw: Callable[[Figure, Detail], None] | None = None
-    """draws ``Measured.detail`` onto an empty figure"""
+    """draws ``Measured.detail`` on an empty figure"""
     jobs: Callable[[RunContext], Sequence[Job]] = no_jobs
     """what must be trained or sampled first; equal jobs run once and are shared"""
     tables: Callable[[Detail], Sequence[TextTable]] = no_tables
     seconds: tuple[float, float] = (0.0, 0.0)
-    """approximate time besides the jobs, quick and full, on two cores of 70 GFLOP/s each"""
-    labels: Mapping[str, str] = field(default_factory=dict)
-    """units of measured figures, by the figure's key"""
+    """predicted time besides the jobs, quick and full, on two cores of 70 GFLOP/s each"""
+    units: Mapping[str, str] = field(default_factory=dict)
+    """units of measured figures by name"""
+    figure_size: tuple[float, float] = (7.5, 3.4)
+    """inches"""
+
+    def save_figure(self, detail: Detail, path: Path, title: str = "") -> bool:
+        """Draw a figure to ``path``; return whether there is one."""
+        if self.draw is None or not detail:
+            return False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with new_figure(path, *self.figure_size) as figure:
+            self.draw(figure, detail)
+            if title:
+                figure.suptitle(title)
+        return True
+
+
+def as_record(
+    measured: Measured, units: Mapping[str, str], context: RunContext, seconds: float
+) -> dict[str, Any]:
+    """A measurement as plain data, for JSON, with how it was made."""
+    return {
+        "ran": measured.ran,
+        "measured": {
+            name: Spread.of(values).as_dict()
+            | {
+                "values": values,
+                "unit": units.get(name, ""),
+                "shown": format_spread(values, unit=units.get(name, "")),
+            }
+            for name, values in measured.values.items()
+        },
+        "seeds": max(map(len, measured.values.values()), default=1),
+        "seconds": seconds,
+        "size": context.size,
+        "machine": describe_machine(context.device),
+        "detail": measured.detail,
+    }

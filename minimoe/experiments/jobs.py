@@ -1,10 +1,13 @@
-"""Models that claims need trained: the same is trained once, however many claims ask for it, and what is
-trained is kept in a folder named after what it is, so that a killed ledger goes on."""
+"""Training jobs: the models an experiment needs. Each distinct job runs once and is shared.
+
+A job's folder holds records and checkpoints as ``training.loop`` writes them. A job is finished when the
+checkpoint of its last step is there, so a stopped experiment resumes from these folders alone.
+"""
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -15,26 +18,28 @@ from minimoe.data.corpus import Corpus
 from minimoe.models.config import ModelConfig
 from minimoe.models.gpt import GPT
 from minimoe.tools.timing import peaks
+from minimoe.training import checkpoint
 from minimoe.training.config import TrainConfig
 from minimoe.training.loop import train_in_turns
+from minimoe.training.progress import Display
 from minimoe.training.trainer import Evaluation, Step, Trainer
 
 OnProgress = Callable[[float], None]
 
-# The share of its matmul peak at which a small model trains on a CPU: enough to say beforehand how long
-# something takes. Emulated 8 bits cost about the same again.
-SHARE, EMULATED = 0.3, 1.8
+# For predicted times: the fraction of its matmul peak that a CPU reaches with a small model, and how much
+# longer a step takes with emulated 8-bit matmuls.
+UTILIZATION, EMULATION_SLOWDOWN = 0.3, 1.8
 
 
 class Job(Protocol):
-    """Something trained that claims may share; equal work is done once."""
+    """Training that experiments may share; equal jobs run once."""
 
     def seconds(self, device: str) -> float:
-        """About how long it takes."""
+        """Predicted duration."""
         ...
 
     def check(self, corpus: Corpus) -> None:
-        """Raise ValueError where the text is too little for it."""
+        """Raise ValueError if the corpus is too small."""
         ...
 
     def __hash__(self) -> int: ...
@@ -42,61 +47,80 @@ class Job(Protocol):
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """One model and how it is trained, the seed included."""
+    """One model and how it is trained, including the seed."""
 
     model: ModelConfig
-    how: TrainConfig
+    training: TrainConfig
+    perturbation: float = 0.0
+    """relative size of noise on the initial weights"""
+    label: str = field(default="", compare=False)
+    """name within its experiment"""
 
     def name(self, data: str) -> str:
-        """A folder's name: another model, training or text has another."""
-        settings = json.dumps([asdict(self.model), asdict(self.how), data], sort_keys=True)
+        """A folder name that differs for every model, training configuration and corpus fingerprint."""
+        settings = [asdict(self.model), asdict(self.training), self.perturbation, data]
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
         kind = f"{self.model.n_experts}-experts" if self.model.n_experts else "dense"
-        return f"{kind}-seed-{self.how.seed}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
+        return f"{kind}-seed-{self.training.seed}-{digest}"
 
     def seconds(self, device: str) -> float:
-        """About how long it will take, from its operations and the machine's measured peak."""
-        return self.how.steps * step_seconds(self.model, self.how, device)
+        """Predicted duration, from the model's FLOPs and the machine's measured peak."""
+        return self.training.steps * step_seconds(self.model, self.training, device)
 
     def check(self, corpus: Corpus) -> None:
         corpus.check(self.model.context)
 
     def trainer(self, corpus: Corpus, device: str) -> Trainer:
-        torch.manual_seed(self.how.seed)
-        return Trainer(GPT(self.model), corpus, self.how, device)
+        torch.manual_seed(self.training.seed)
+        model = GPT(self.model)
+        if self.perturbation:
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.mul_(1 + self.perturbation * torch.randn_like(parameter))
+        return Trainer(model, corpus, self.training, device)
+
+    def is_finished(self, folder: Path) -> bool:
+        checkpoints = folder / "checkpoints"
+        return checkpoint.latest(checkpoints) == checkpoints / f"step-{self.training.steps:08d}"
 
 
 def step_seconds(
-    model: ModelConfig, how: TrainConfig, device: str, teacher: ModelConfig | None = None
+    model: ModelConfig, training: TrainConfig, device: str, teacher: ModelConfig | None = None
 ) -> float:
-    """About how long a step takes, with a look at a teacher if there is one."""
-    tokens = how.batch_size * how.accumulate * model.context
-    flops = flops_per_token(model) * (1.0 if model.precision == "full" else EMULATED)
-    look = 0.0 if teacher is None else flops_per_token(teacher, training=False)
-    return tokens * (flops + look) / (peaks(device).flops["float32"] * SHARE)
+    """Predicted duration of a training step, including the forward pass of a teacher if there is one."""
+    tokens = training.batch_size * training.accumulate * model.context
+    flops = flops_per_token(model) * (1.0 if model.precision == "full" else EMULATION_SLOWDOWN)
+    if teacher is not None:
+        flops += flops_per_token(teacher, training=False)
+    return tokens * flops / (peaks(device).flops["float32"] * UTILIZATION)
 
 
-def train_wanted(
-    wanted: list[TrainingJob], corpus: Corpus, folder: Path, device: str, on_progress: OnProgress
-) -> dict[TrainingJob, Path]:
-    """Train what is not trained yet, a step each in turn; where each lies. ``on_progress`` hears of work done, in
-    seconds as ``TrainingJob.seconds`` predicts them."""
-    folders = {training: folder / training.name(corpus.fingerprint) for training in wanted}
-    waiting = {t: path for t, path in folders.items() if not (path / "finished").exists()}
-    if waiting:
-        trainers = {path.name: t.trainer(corpus, device) for t, path in waiting.items()}
-        places = {path.name: path for path in waiting.values()}
-        train_in_turns(trainers, places, resume=True, display=ProgressDisplay(on_progress, device))
-    for path in waiting.values():
-        (path / "finished").touch()
-    return folders
+def train_jobs(
+    folders: Mapping[TrainingJob, Path], corpus: Corpus, device: str, display: Callable[[str], Display]
+) -> None:
+    """Train the jobs that are not finished, seed by seed; the models of a seed take turns, a step each."""
+    seeds = sorted({job.training.seed for job in folders})
+    for i, seed in enumerate(seeds):
+        unfinished = {
+            path.name: (job, path)
+            for job, path in folders.items()
+            if job.training.seed == seed and not job.is_finished(path)
+        }
+        if unfinished:
+            train_in_turns(
+                {name: job.trainer(corpus, device) for name, (job, _) in unfinished.items()},
+                {name: path for name, (_, path) in unfinished.items()},
+                resume=True,
+                display=display(f"seed {i + 1} of {len(seeds)}" if len(seeds) > 1 else "training"),
+            )
 
 
 class ProgressDisplay:
-    """A display that tells of every step what it was worth, in seconds as predicted."""
+    """A training display that reports the predicted seconds of every step done."""
 
     def __init__(self, on_progress: OnProgress, device: str) -> None:
         self.on_progress, self.device = on_progress, device
-        self.worth: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
 
     def __enter__(self) -> "ProgressDisplay":
         return self
@@ -105,12 +129,12 @@ class ProgressDisplay:
 
     def start(self, trainers: Mapping[str, Trainer]) -> None:
         for name, trainer in trainers.items():
-            teacher = getattr(getattr(trainer, "teacher", None), "model", None)  # of a student that looks
+            teacher = getattr(getattr(trainer, "teacher", None), "model", None)  # of a distilled student
             config = None if teacher is None else teacher.config
-            self.worth[name] = step_seconds(trainer.model.config, trainer.config, self.device, config)
-            self.on_progress(self.worth[name] * trainer.step)
+            self.seconds[name] = step_seconds(trainer.model.config, trainer.config, self.device, config)
+            self.on_progress(self.seconds[name] * trainer.step)
 
     def step(self, name: str, step: Step) -> None:
-        self.on_progress(self.worth[name])
+        self.on_progress(self.seconds[name])
 
     def evaluation(self, name: str, evaluation: Evaluation) -> None: ...

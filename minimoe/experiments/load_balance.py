@@ -1,9 +1,11 @@
-"""Claims about what makes a mixture work, the generalist and balance; and the mixture that all claims about
-mixtures share, so that it is trained once.
+"""Load balance: MaxVio, entropy and loss of an MoE model trained with each balancing method.
+
+All methods of a seed have the same initial weights and the same batches. Losses have the weights of
+``training.config.BALANCE_WEIGHTS`` and the bias its default speed; nothing was searched.
 """
 
-from dataclasses import replace
-from typing import Any
+import statistics
+from typing import Any, get_args
 
 from matplotlib.figure import Figure
 
@@ -11,147 +13,100 @@ from minimoe.experiments.context import RunContext
 from minimoe.experiments.experiment import Experiment
 from minimoe.experiments.jobs import TrainingJob
 from minimoe.experiments.measurement import Measured
-from minimoe.experiments.presets import PRESETS, Preset
-from minimoe.models.config import ModelConfig
-from minimoe.models.gpt import GPT
+from minimoe.experiments.moe_jobs import choose_preset, moe_jobs
 from minimoe.reporting.figures import draw_dots
-from minimoe.training.config import Balance, TrainConfig
-from minimoe.training.trainer import Trainer
+from minimoe.reporting.statistics import describe_seeds, format_spread
+from minimoe.reporting.tables import TextTable
+from minimoe.training.config import Balance
 
-# The quick preset of minimoe compare, and one that is small enough for 3 seeds of everything in minutes.
-SMALL = ModelConfig(dim=64, n_layers=2, n_heads=2, context=64, n_experts=16, top_k=4, expert_dim=32)
+COLUMNS = {  # key of a run's figures: heading and format
+    "bits_per_byte": ("bits per byte", ".3f"),
+    "max_violation": ("MaxVio", ".2f"),
+    "batch_max_violation": ("MaxVio in a batch", ".2f"),
+    "entropy": ("entropy of the loads", ".3f"),
+    "dead": ("dead experts", ".1f"),
+}
 
-METHODS: tuple[Balance, ...] = ("none", "switch", "sequence", "bias")
-
-
-def chosen(context: RunContext) -> Preset:
-    """Models and training of this size of ledger."""
-    quick = PRESETS["quick"]
-    training = replace(quick.training, steps=context.pick(80, 300), warmup=context.pick(10, 30))
-    # The bias can move as far in every run, however short.
-    training = replace(training, eval_every=training.steps // 10, balance_speed=0.6 / training.steps)
-    return replace(quick, moe=context.pick(SMALL, quick.moe), training=training)
+Runs = dict[str, dict[str, list[float]]]  # method, key of COLUMNS, one value per seed
 
 
-def trainings(context: RunContext, config: ModelConfig, lr: float, **changes: Any) -> list[TrainingJob]:
-    """One a seed."""
-    how: TrainConfig = replace(chosen(context).training, lr=lr, **changes)
-    return [TrainingJob(config, replace(how, seed=seed)) for seed in range(context.seeds)]
+def jobs_by_method(context: RunContext) -> dict[str, list[TrainingJob]]:
+    claimed: tuple[Balance, ...] = ("none", "switch", "sequence", "bias")
+    methods = context.pick(claimed, claimed, get_args(Balance))
+    return {method: moe_jobs(context, method) for method in methods}
 
 
-def mixture(context: RunContext, balance: Balance = "bias") -> list[TrainingJob]:
-    preset = chosen(context)
-    return trainings(context, preset.moe, preset.lr["moe"], balance=balance)
+def all_jobs(context: RunContext) -> list[TrainingJob]:
+    return [job for jobs in jobs_by_method(context).values() for job in jobs]
 
 
-def alone(context: RunContext) -> list[TrainingJob]:
-    """The mixture without its generalist: one more specialist a token instead, at equal active parameters."""
-    preset = chosen(context)
-    config = replace(preset.moe, n_shared=0, top_k=preset.moe.top_k + preset.moe.n_shared)
-    return trainings(context, config, preset.lr["moe"])
-
-
-def measure_generalist(context: RunContext) -> Measured:
-    with_it, without = mixture(context), alone(context)
-    context.train(wanted_by_generalist(context))
-    both = [context.reached(t) for t in with_it]
-    specialists = [context.reached(t) for t in without]
-    off = [_switched_off(context, t) for t in with_it]
-    config = chosen(context).moe
-    return Measured(
-        {
-            "gain": [b - a for a, b in zip(both, specialists, strict=True)],
-            "loss": [b - a for a, b in zip(both, off, strict=True)],
-            "with": both,
-            "without": specialists,
-            "switched off": off,
-        },
-        {
-            "with a generalist": both,
-            "specialists alone": specialists,
-            "generalist switched off\nafter training": off,
-        },
-        f"Mixtures of {config.n_experts} experts with one shared and {config.top_k} routed a token, and "
-        f"with none shared and {config.top_k + 1} routed, trained alike with {context.seeds} seeds. Then "
-        "the shared expert of the trained ones is switched off and one more routed expert is asked "
-        "instead, as DeepSeekMoE did (section 4.5; there the loss rose from 1.808 to 2.414).",
-    )
-
-
-def _switched_off(context: RunContext, training: TrainingJob) -> float:
-    """Bits per byte without the shared expert, with one more routed expert a token."""
-    trained = context.model(training)
-    config = replace(training.model, n_shared=0, top_k=training.model.top_k + training.model.n_shared)
-    model = GPT(config)
-    kept = {name: t for name, t in trained.state_dict().items() if ".shared_experts." not in name}
-    model.load_state_dict(kept)
-    trainer = Trainer(model, context.corpus, replace(training.how, average=0.0), context.device)
-    return trainer.evaluate().bits_per_byte
-
-
-def draw_generalist(figure: Figure, detail: dict[str, list[float]]) -> None:
-    axes = figure.subplots()
-    draw_dots(axes, detail)
-    axes.set(ylabel="validation bits per byte", xlim=(-0.5, len(detail) - 0.5))
-
-
-def balances(context: RunContext) -> dict[str, list[TrainingJob]]:
-    return {method: mixture(context, method) for method in METHODS}
-
-
-def measure_struggle(context: RunContext) -> Measured:
-    runs = balances(context)
-    context.train(wanted_by_struggle(context))
-    last = {name: [context.records(t, "evaluation")[-1] for t in found] for name, found in runs.items()}
-    violation = {name: [line["max_violation"] for line in lines] for name, lines in last.items()}
-    bits = {name: [line["bits_per_byte"] for line in lines] for name, lines in last.items()}
-    mended = [max(violation[n][s] for n in METHODS if n != "none") for s in range(context.seeds)]
-    values = {
-        "uneven": violation["none"],
-        "mended": [m / n for m, n in zip(mended, violation["none"], strict=True)],
-        "worse": [none - bias for none, bias in zip(bits["none"], bits["bias"], strict=True)],
-        "dead experts without balance": [float(line["dead"]) for line in last["none"]],
+def measure(context: RunContext) -> Measured:
+    context.train(all_jobs(context))
+    runs: Runs = {
+        method: {key: [run[key] for run in (_figures(context, job) for job in jobs)] for key in COLUMNS}
+        for method, jobs in jobs_by_method(context).items()
     }
-    values |= {f"MaxVio, {name}": violation[name] for name in METHODS}
-    values |= {f"bits per byte, {name}": bits[name] for name in METHODS}
-    config = chosen(context).moe
+    preset = choose_preset(context)
+    config = preset.moe
     return Measured(
-        values,
-        {"violation": violation, "bits": bits},
-        f"The mixture of {config.n_experts} experts trained without any balance, with Switch's loss, with "
-        f"V3's sequence-wise loss and with its bias, {context.seeds} seeds. MaxVio is the busiest expert's "
-        "load above the mean, over the mean, on validation text, averaged over layers.",
+        values(runs),
+        {
+            "steps": preset.training.steps,
+            "experts": config.n_experts * (config.n_layers - config.first_dense),
+            "runs": runs,
+        },
+        f"An MoE model of {config.n_experts} experts per layer, trained with each balancing method "
+        f"({', '.join(runs)}), {context.seeds} seeds. MaxVio is the load of the busiest expert relative to "
+        "the mean load, minus 1, over the validation text, averaged over layers.",
     )
 
 
-def draw_struggle(figure: Figure, detail: dict[str, Any]) -> None:
+def _figures(context: RunContext, job: TrainingJob) -> dict[str, float]:
+    """Loss and loads over the validation text, and MaxVio within the last 100 training batches."""
+    last = context.records(job, "evaluation")[-1]
+    batches = [step["max_violation"] for step in context.records(job, "step")[-100:]]
+    return last | {"batch_max_violation": statistics.fmean(batches)}
+
+
+def values(runs: Runs) -> dict[str, list[float]]:
+    """The figures that bounds name, and loss and MaxVio by method."""
+    violations = {method: run["max_violation"] for method, run in runs.items()}
+    balanced = [violation for method, violation in violations.items() if method != "none"]
+    worst = [max(of_seed) for of_seed in zip(*balanced, strict=True)]
+    bits = {method: run["bits_per_byte"] for method, run in runs.items()}
+    return {
+        "uneven": violations["none"],
+        "mended": [w / none for w, none in zip(worst, violations["none"], strict=True)],
+        "worse": [none - bias for none, bias in zip(bits["none"], bits["bias"], strict=True)],
+        "dead experts without balancing": [float(dead) for dead in runs["none"]["dead"]],
+        **{f"MaxVio, {method}": violation for method, violation in violations.items()},
+        **{f"bits per byte, {method}": values for method, values in bits.items()},
+    }
+
+
+def draw(figure: Figure, detail: dict[str, Any]) -> None:
     panels = figure.subplots(1, 2)
-    words = {"violation": "MaxVio (0: all alike)", "bits": "validation bits per byte"}
-    for axes, (key, label) in zip(panels, words.items(), strict=True):
-        draw_dots(axes, detail[key])
+    labels = {"max_violation": "MaxVio (0: all loads equal)", "bits_per_byte": "validation bits per byte"}
+    for axes, (key, label) in zip(panels, labels.items(), strict=True):
+        draw_dots(axes, {method: run[key] for method, run in detail["runs"].items()})
         axes.set_ylabel(label)
     panels[0].set_ylim(bottom=0)
 
 
-def wanted_by_struggle(context: RunContext) -> list[TrainingJob]:
-    return [training for found in balances(context).values() for training in found]
+def tables(detail: dict[str, Any]) -> list[TextTable]:
+    """One row per method."""
+    rows = [
+        [method, *(format_spread(run[key], spec) for key, (_, spec) in COLUMNS.items())]
+        for method, run in detail["runs"].items()
+    ]
+    n_seeds = len(detail["runs"]["none"]["dead"])
+    about = (
+        f"After {detail['steps']} steps, {describe_seeds(n_seeds)}. Loads are over the validation text, "
+        "MaxVio in a batch is the mean of the last 100 training batches, and dead experts are those of "
+        f"{detail['experts']} that no token chose."
+    )
+    headings = ["balance", *(heading for heading, _ in COLUMNS.values())]
+    return [TextTable("load-balance", about, headings, rows)]
 
 
-def wanted_by_generalist(context: RunContext) -> list[TrainingJob]:
-    return [*mixture(context), *alone(context)]
-
-
-SHARED_EXPERT = Experiment(
-    measure_generalist,
-    draw_generalist,
-    wanted_by_generalist,
-    seconds=(2, 5),
-)
-
-
-LOAD_BALANCE = Experiment(
-    measure_struggle,
-    draw_struggle,
-    wanted_by_struggle,
-    seconds=(1, 1),
-)
+LOAD_BALANCE = Experiment(measure, draw, all_jobs, tables)

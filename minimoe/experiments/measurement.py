@@ -1,20 +1,20 @@
-"""What an experiment found, as plain data; and why it may find nothing on some machine."""
+"""What an experiment measured, as plain data; and the exception for a machine that cannot run it."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 
 class Untestable(Exception):
-    """This machine cannot run the experiment; the message says why."""
+    """This machine or corpus does not support the experiment; the message says why."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What an experiment found."""
+    """The result of an experiment."""
 
     values: dict[str, list[float]]
-    """figures by key, a value a seed: those that the bounds name, and others worth telling"""
+    """figures by name, one value per seed"""
     detail: dict[str, Any] = field(default_factory=dict)
-    """plain data that the picture is drawn from"""
+    """plain data from which the figure and the tables are made"""
     ran: str = ""
     """what was run, with its sizes, in a sentence or two"""

@@ -1,9 +1,9 @@
-"""The claim that experts are specialists: what an expert's number tells of the field of a text.
+"""Expert specialization: mutual information between the domain of a text and the experts of its tokens.
 
-Dimensions: S sequences, L sequence length, K experts a token, E experts, D fields (domains).
+Dimensions: S sequences, L sequence length, K experts per token, M MoE layers, E experts, D domains.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,123 +12,119 @@ from matplotlib.figure import Figure
 from minimoe.experiments.context import RunContext
 from minimoe.experiments.experiment import Experiment
 from minimoe.experiments.jobs import TrainingJob
-from minimoe.experiments.load_balance import mixture
 from minimoe.experiments.measurement import Measured, Untestable
+from minimoe.experiments.moe_jobs import moe_jobs
 from minimoe.reporting.figures import BLUE, GREEN, LIGHT_GRAY, ORANGE, PINK, SKY_BLUE
 
+COLORS, HATCHES = (BLUE, ORANGE, GREEN, LIGHT_GRAY, PINK, SKY_BLUE), ("", "//", "..", "xx", "\\\\", "++")
 
-def measure_specialists(context: RunContext) -> Measured:
-    """How much an expert's number tells of a text's field, against fields dealt out at random."""
-    if len(context.corpus.domains) < 3:
-        raise Untestable(
-            f"the text has {len(context.corpus.domains)} of the 3 fields or more without which most of an "
-            "expert's tokens would be from one of themselves"
-        )
-    found = [_choices(context, training) for training in mixture(context)]
-    told = [_information(*choices, context.pick(100, 500)) for choices in found]
+
+class Specialization(NamedTuple):
+    information: float
+    """mutual information of domain and expert, in bits, mean over layers"""
+    chance: float
+    """99th percentile of the same with the domains permuted"""
+    favorite: float
+    """share of an expert's tokens from its most frequent domain, mean weighted by load"""
+
+
+def measure(context: RunContext) -> Measured:
+    """The mutual information, against a permutation test."""
     domains = list(context.corpus.domains)
-    fields_S, experts, n_experts = found[0]
-    counts_DE = _pooled(fields_S, _per_sequence(experts, n_experts))[-1]
+    if len(domains) < 3:
+        raise Untestable(
+            f"the corpus has {len(domains)} domains and this needs 3 or more: with 2, most of an expert's "
+            "tokens are from one of them whatever it does"
+        )
+    sequences, permutations = context.pick(32, 64), context.pick(100, 500)
+    loads = [expert_loads(context, job, sequences) for job in moe_jobs(context)]
+    results = [specialization(domains_S, loads_MSE, permutations) for domains_S, loads_MSE in loads]
+    counts_DE = per_domain(*loads[0])[-1]
     return Measured(
         {
-            "over chance": [1e3 * (real - chance) for real, chance, _ in told],
-            "favourite": [100 * share for _, _, share in told],
-            "information": [1e3 * real for real, _, _ in told],
-            "99 of 100 by chance below": [1e3 * chance for _, chance, _ in told],
+            "over chance": [1e3 * (result.information - result.chance) for result in results],
+            "favorite": [100 * result.favorite for result in results],
+            "information": [1e3 * result.information for result in results],
+            "99th percentile by chance": [1e3 * result.chance for result in results],
         },
         {"domains": domains, "counts": counts_DE.tolist()},
-        f"The mixture reads {context.pick(32, 64)} validation sequences of each of {len(domains)} fields "
-        f"({', '.join(domains)}). Mutual information between a token's field and its expert, mean over "
-        f"layers; by chance: the same with the sequences' fields dealt out anew, {context.pick(100, 500)} "
-        "times. An expert's favourite field is where most of its tokens are from, all fields being equally "
-        "long. The picture: the last layer of the first seed.",
+        f"The MoE model reads {sequences} validation sequences of each of {len(domains)} domains "
+        f"({', '.join(domains)}). Mutual information between a token's domain and its expert, mean over "
+        f"layers; by chance: the same with the domains of the sequences permuted, {permutations} times. An "
+        "expert's favorite domain is the one most of its tokens are from, all domains being equally long. "
+        "The figure shows the last layer of the first seed.",
     )
 
 
-def _choices(context: RunContext, training: TrainingJob) -> tuple[np.ndarray, np.ndarray, int]:
-    """(S,) fields of validation sequences, (layers, S, L * K) the experts of their tokens, and E."""
-    model, corpus = context.model(training).eval(), context.corpus
-    domains, experts = [], []
-    sequences = context.pick(32, 64)
+def expert_loads(context: RunContext, job: TrainingJob, sequences: int) -> tuple[np.ndarray, np.ndarray]:
+    """(S,) domains of validation sequences, and (M, S, E) how often each one's tokens went to each expert."""
+    model, n_experts = context.model(job), job.model.n_experts
+    domains, loads = [], []
     with torch.no_grad():
-        for batch in corpus.validation_batches(training.model.context, sequences, 16):
+        for batch in context.corpus.validation_batches(job.model.context, sequences, 16):
             batch = batch.to(context.device)
             _, routings = model(batch.tokens_BL)
-            size = len(batch.domains_B)
-            experts.append(torch.stack([r.ids_TK.reshape(size, -1) for r in routings]).cpu().numpy())
+            ids_MS = [r.ids_TK.reshape(len(batch.domains_B), -1).cpu().numpy() for r in routings]
+            loads.append(count_loads(ids_MS, n_experts))
             domains.append(batch.domains_B.cpu().numpy())
-    return np.concatenate(domains), np.concatenate(experts, axis=1), training.model.n_experts
+    return np.concatenate(domains), np.concatenate(loads, axis=1)
 
 
-def _per_sequence(experts: np.ndarray, n_experts: int) -> np.ndarray:
-    """(layers, S, E): how often tokens of each sequence went to each expert."""
-    return np.stack([[np.bincount(row, minlength=n_experts) for row in layer] for layer in experts])
+def count_loads(ids: Any, n_experts: int) -> np.ndarray:
+    """(M, S, L * K) experts' ids -> (M, S, E) how often each one stands in a sequence."""
+    return np.stack([[np.bincount(row, minlength=n_experts) for row in layer] for layer in ids])
 
 
-def _pooled(domains_S: np.ndarray, per_sequence: np.ndarray) -> np.ndarray:
-    """(layers, D, E): the same by field."""
-    return np.einsum("sd,mse->mde", np.eye(domains_S.max() + 1)[domains_S], per_sequence)
+def per_domain(domains_S: np.ndarray, loads_MSE: np.ndarray) -> np.ndarray:
+    """(M, D, E) loads, summed over the sequences of a domain."""
+    return np.einsum("sd,mse->mde", np.eye(domains_S.max() + 1)[domains_S], loads_MSE)
 
 
 def mutual_information(counts: np.ndarray) -> float:
-    """Bits that the column tells of the row, of a table (…, D, E) of counts; the mean over tables."""
+    """Mutual information of row and column, in bits, of tables (…, D, E) of counts; the mean over tables."""
     joint = counts / counts.sum((-2, -1), keepdims=True)
-    apart = joint.sum(-1, keepdims=True) * joint.sum(-2, keepdims=True)
-    terms = np.where(
-        joint > 0, joint * np.log2(np.where(joint > 0, joint, 1) / np.where(apart > 0, apart, 1)), 0
-    )
-    return float(terms.sum((-2, -1)).mean())
+    independent = joint.sum(-1, keepdims=True) * joint.sum(-2, keepdims=True)
+    ratio = np.where(joint > 0, joint, 1) / np.where(independent > 0, independent, 1)
+    return float(np.where(joint > 0, joint * np.log2(ratio), 0).sum((-2, -1)).mean())
 
 
-def _information(
-    domains_S: np.ndarray, experts: np.ndarray, n_experts: int, draws: int
-) -> tuple[float, float, float]:
-    """The information, what 99 of 100 dealings stay below, and the favourite field's share of an expert's
-    tokens, weighted by the experts' loads.
-
-    Sequences are dealt, not tokens: tokens of one text are alike, and dealt apart would make chance look
-    smaller than it is.
-    """
-    per_sequence = _per_sequence(experts, n_experts)
+def specialization(domains_S: np.ndarray, loads_MSE: np.ndarray, permutations: int) -> Specialization:
+    """Sequences are permuted, not tokens: tokens of one text are alike, and permuting them one by one would
+    make the information by chance smaller than it is."""
     random = np.random.default_rng(0)
-    chance = [mutual_information(_pooled(random.permutation(domains_S), per_sequence)) for _ in range(draws)]
-    counts = _pooled(domains_S, per_sequence)
-    share = float(counts.max(-2).sum() / counts.sum())
-    return mutual_information(counts), float(np.quantile(chance, 0.99)), share
+    chance = [
+        mutual_information(per_domain(random.permutation(domains_S), loads_MSE)) for _ in range(permutations)
+    ]
+    counts_MDE = per_domain(domains_S, loads_MSE)
+    favorite = float(counts_MDE.max(-2).sum() / counts_MDE.sum())
+    return Specialization(mutual_information(counts_MDE), float(np.quantile(chance, 0.99)), favorite)
 
 
-def draw_specialists(figure: Figure, detail: dict[str, Any]) -> None:
+def draw(figure: Figure, detail: dict[str, Any]) -> None:
     axes = figure.subplots()
     counts_DE = np.array(detail["counts"])
     share_DE = 100 * counts_DE / counts_DE.sum(0, keepdims=True).clip(min=1)
     order = np.argsort(-share_DE.max(0) + 1000 * share_DE.argmax(0))
     bottom = np.zeros(len(order))
-    colors, hatches = (
-        (BLUE, ORANGE, GREEN, LIGHT_GRAY, PINK, SKY_BLUE),
-        ("", "//", "..", "xx", "\\\\", "++"),
-    )
     for i, domain in enumerate(detail["domains"]):
         axes.bar(range(len(order)), share_DE[i][order], bottom=bottom, label=domain, width=0.9,
-                 color=colors[i % 6], hatch=hatches[i % 6], edgecolor="white", linewidth=0.3)  # fmt: skip
+                 color=COLORS[i % 6], hatch=HATCHES[i % 6], edgecolor="white", linewidth=0.3)  # fmt: skip
         bottom += share_DE[i][order]
     axes.axhline(50, color="black", linewidth=0.8, linestyle=":")
     axes.set(
-        xlabel="experts of one layer, by their favourite field",
+        xlabel="experts of one layer, by their favorite domain",
         ylabel="share of an expert's tokens, %",
         ylim=(0, 100),
     )
     axes.set_xticks([])
-    figure.legend(
-        *axes.get_legend_handles_labels(),
-        loc="outside upper center",
-        ncols=len(detail["domains"]),
-    )
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
 
 
 SPECIALIZATION = Experiment(
-    measure_specialists,
-    draw_specialists,
-    mixture,
+    measure,
+    draw,
+    moe_jobs,
     seconds=(3, 15),
-    labels={"information": " millibits", "99 of 100 by chance below": " millibits"},
+    units={"information": " millibits", "99th percentile by chance": " millibits"},
 )

@@ -1,4 +1,4 @@
-"""The commands of ``minimoe``, one file each: a dataclass whose fields are the flags, with their help below."""
+"""The commands of ``minimoe``, one file each: a dataclass whose fields are flags, documented below them."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from minimoe.cli.commands.compare import Compare
 from minimoe.cli.commands.cost import Cost
 from minimoe.cli.commands.digits import Digits
 from minimoe.cli.commands.distill import Distill
+from minimoe.cli.commands.experiment import RunExperiment
 from minimoe.cli.commands.precision import Precision
 from minimoe.cli.commands.sample import Sample
 from minimoe.cli.commands.train import Train
@@ -21,5 +22,6 @@ COMMANDS: dict[str, Any] = {
     "digits": Digits,
     "cost": Cost,
     "claims": Claims,
+    "experiment": RunExperiment,
     "bench": Bench,
 }

@@ -15,13 +15,13 @@ from minimoe.bench import measure as measuring
 from minimoe.bench.case import Case, Suite
 from minimoe.bench.figures import plot_bench
 from minimoe.bench.measure import Effort
-from minimoe.bench.models import text
 from minimoe.bench.report import print_bench
 from minimoe.bench.runner import run_cases
 from minimoe.bench.suites import FULL, QUICK, Plan, cases
 from minimoe.bench.summary import sentences, summarize
 from minimoe.cli.console import console, prepare
-from minimoe.experiments.moe_vs_dense.experiment import read_results, train_all
+from minimoe.experiments.context import RunContext
+from minimoe.experiments.moe_vs_dense.experiment import MOE_VS_DENSE
 from minimoe.experiments.presets import PRESETS
 from minimoe.tools.allocator import keep_freed_memory
 from minimoe.tools.files import write_atomically
@@ -124,9 +124,8 @@ class Bench:
 
     def _train(self, out: Path, device: str) -> dict[str, Any]:
         """The quick comparison, one seed: bits per byte at equal tokens, operations and seconds."""
-        preset, folder = PRESETS["quick"], out / "compare"
-        train_all(
-            preset, text(), folder, seeds=1, device=device, resume=True,
+        context = RunContext(
+            out / "compare", seeds=1, device=device, preset=PRESETS["quick"], named_folders=True,
             display=lambda title: Terminal(console, title),
         )  # fmt: skip
-        return read_results(preset, folder, 1).as_dict()
+        return MOE_VS_DENSE.measure(context).detail

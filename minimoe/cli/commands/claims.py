@@ -4,14 +4,14 @@ import json
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from minimoe.claims.claim import Claim
 from minimoe.claims.html import write_page
-from minimoe.claims.ledger import Entry, predicted, run
+from minimoe.claims.ledger import Entry, predict_seconds, run
 from minimoe.claims.registry import choose
 from minimoe.claims.report import STYLES, duration, print_ledger
 from minimoe.cli.console import console, prepare
@@ -23,29 +23,31 @@ from minimoe.tools.files import write_atomically
 from minimoe.tools.run_dir import check_file, close_folder, open_folder
 from minimoe.training.loop import Interrupted
 
+MIN_SEEDS = 3
+
 
 @dataclass(frozen=True)
 class Claims:
-    """Try the articles' claims on this machine: what was measured, the bound, the verdict, and a page."""
+    """Test the articles' claims on this machine: what was measured, the bound, the verdict, and a page."""
 
     ids: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """claims to try, by id (pi, half-the-space, …) [default: all]"""
+    """claims to test, by id (pi, half-the-space, …) [default: all]"""
     quick: bool = False
-    """smaller and sooner: all claims in under 5 minutes on 2 CPU cores, and not in half an hour or more"""
+    """smaller sizes: all claims in under 5 minutes on 2 CPU cores, instead of half an hour or more"""
     json: Path | None = None
-    """also write the ledger to this file: a list of objects, one a claim"""
-    seeds: int = 3
-    """of claims about learning; at least 3"""
+    """also write the ledger to this file: a list with one object per claim"""
+    seeds: int = MIN_SEEDS
+    """number of seeds of claims about training; at least 3"""
     data: str = "default"
     """default, article, all, names of domains joined by commas, or a folder of text files"""
     device: str = "auto"
     """auto, cpu, cuda or mps"""
     threads: int | None = None
-    """CPU threads; None is one a core. On a machine that is busy with something else, fewer are faster"""
+    """CPU threads; None is one per core. If the machine is busy with other work, fewer are faster"""
     out: Path | None = None
-    """folder for entries, pictures, models and the page [default: runs/claims-…, by what is tried]"""
+    """folder for entries, figures, models and the page [default: runs/claims-…, by ids]"""
     resume: bool = False
-    """go on with the ledger that was stopped in --out"""
+    """resume the stopped ledger in --out"""
     overwrite: bool = False
     """replace the ledger in --out"""
     debug: bool = False
@@ -53,15 +55,20 @@ class Claims:
 
     def run(self) -> None:
         claims = choose(list(self.ids))
+        if self.seeds < MIN_SEEDS:
+            raise ValueError(
+                f"--seeds ({self.seeds}) must be at least {MIN_SEEDS}: claims about training need a spread"
+            )
         check_file("--json", self.json)
+        check_data(self.data)  # even if no claim reads it
         out = self.out or Path("runs") / "-".join(["claims", *self.ids, *(["quick"] if self.quick else [])])
         device = prepare(self.device, self.threads)
         progress = progress_bar(console)
-        ledger = progress.add_task("")
+        bar = progress.add_task("")
         context = RunContext(
-            out, self.quick, self.seeds, device, self.data, lambda s: progress.advance(ledger, s)
-        )
-        check_data(self.data)  # also where no claim reads it
+            out, "quick" if self.quick else "full", self.seeds, device, self.data,
+            on_progress=lambda seconds: progress.advance(bar, seconds),
+        )  # fmt: skip
         for claim in claims:
             context.check(() if claim.experiment is None else claim.experiment.jobs(context))
         settings = {"ids": [claim.id for claim in claims], "quick": self.quick, "seeds": self.seeds}
@@ -69,36 +76,36 @@ class Claims:
         open_folder(out, settings, resume=self.resume, overwrite=self.overwrite)
         keep_freed_memory()
         with console.status("measuring the machine"):
-            seconds = predicted(claims, context)
+            seconds = predict_seconds(claims, context)
         total = sum(seconds.values())
+        progress.update(bar, total=total)
         console.print(
             f"{len(claims)} claim{'s' * (len(claims) > 1)}, about {duration(total)} on this machine",
             highlight=False,
         )
-        progress.update(ledger, total=total)
         with progress if console.is_terminal else nullcontext():
-            entries = self._tried(claims, context, seconds, progress, ledger)
-        self._written(entries, out)
+            entries = self._measure(claims, context, seconds, progress, bar)
+        self._write(entries, out)
 
-    def _tried(
+    def _measure(
         self,
         claims: list[Claim],
         context: RunContext,
         seconds: dict[str, float],
         progress: Progress,
-        ledger: Any,
+        bar: TaskID,
     ) -> list[Entry]:
         done = 0.0
 
-        def about(claim: Claim) -> None:
-            progress.update(ledger, description=f"{claim.id} (about {duration(seconds[claim.id])})")
+        def on_start(claim: Claim) -> None:
+            progress.update(bar, description=f"{claim.id} (about {duration(seconds[claim.id])})")
             if not console.is_terminal and claim.experiment is not None:
                 console.print(f"{claim.id}: about {duration(seconds[claim.id])}", highlight=False)
 
-        def on_progress(entry: Entry) -> None:
+        def on_entry(entry: Entry) -> None:
             nonlocal done
             done += seconds[entry["id"]]
-            progress.update(ledger, completed=done)
+            progress.update(bar, completed=done)
             style = STYLES[entry["verdict"]]
             console.print(
                 f"[{style}]{entry['verdict']}[/{style}] · {entry['id']} · {entry['reason']} "
@@ -107,11 +114,11 @@ class Claims:
             )  # fmt: skip
 
         try:
-            return run(claims, context, about, on_progress)
-        except KeyboardInterrupt as error:  # between trainings; what was found is kept
+            return run(claims, context, on_start, on_entry)
+        except KeyboardInterrupt as error:  # finished entries and trained models are kept
             raise Interrupted from error
 
-    def _written(self, entries: list[Entry], out: Path) -> None:
+    def _write(self, entries: list[Entry], out: Path) -> None:
         text = json.dumps(entries, indent=1, ensure_ascii=False) + "\n"
         for path in (out / "claims.json", self.json):
             if path is not None:

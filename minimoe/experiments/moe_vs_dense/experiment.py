@@ -1,70 +1,65 @@
-"""The main job: a mixture of experts against dense networks, trained on the same batches in turn.
+"""MoE against dense: a mixture of experts and two dense networks, trained on the same batches in turns.
 
-Three models: the mixture with its shared expert, a dense network with the mixture's *active*
-parameters (so with its arithmetic a token), and one with its *total* parameters (so with its memory).
-All train at a constant rate after the warm-up and are evaluated with averaged weights, so that every
-point of a curve is a fair place to stop; a cosine would favour whoever reaches its end.
+Run by ``minimoe compare`` (sizes by preset) and by the claim ``much-more-efficient``.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, replace
-from pathlib import Path
-
-import torch
-
-from minimoe.data.corpus import Corpus
+from minimoe.cost import parameters
+from minimoe.experiments.context import RunContext
 from minimoe.experiments.curves import read_curve
-from minimoe.experiments.moe_vs_dense import results
-from minimoe.experiments.presets import Preset
-from minimoe.models.gpt import GPT
-from minimoe.training.loop import train_in_turns
-from minimoe.training.progress import Display
-from minimoe.training.trainer import Trainer
+from minimoe.experiments.experiment import Experiment
+from minimoe.experiments.jobs import TrainingJob
+from minimoe.experiments.measurement import Measured
+from minimoe.experiments.moe_jobs import choose_preset, jobs_per_seed
+from minimoe.experiments.moe_vs_dense.figure import draw
+from minimoe.experiments.moe_vs_dense.results import Comparison, tables
+from minimoe.reporting.figures import STYLES
 
 
-def train_all(
-    preset: Preset,
-    corpus: Corpus,
-    out: Path,
-    *,
-    seeds: int,
-    device: str,
-    resume: bool,
-    display: Callable[[str], Display],
-) -> None:
-    """Train the three models for each seed below ``out``, recording as they go. A finished seed is
-    passed over when resuming."""
-    for seed in range(seeds):
-        training = replace(preset.training, seed=seed)
-        trainers = {}
-        for name, config in preset.models().items():
-            torch.manual_seed(seed)
-            lr = preset.lr[name]
-            trainers[name] = Trainer(GPT(config), corpus, replace(training, lr=lr), device)
-        folders = {name: out / f"seed-{seed}" / name for name in trainers}
-        title = f"seed {seed + 1} of {seeds}" if seeds > 1 else "training"
-        train_in_turns(trainers, folders, resume=resume, display=display(title))
-
-
-def read_results(preset: Preset, out: Path, seeds: int) -> results.Comparison:
-    """The comparison that the records below ``out`` amount to."""
-    curves = {
-        name: [
-            read_curve(out / f"seed-{seed}" / name / "records.jsonl", config, preset.training)
-            for seed in range(seeds)
-        ]
-        for name, config in preset.models().items()
-    }
-    return results.Comparison(curves, preset.models())
-
-
-def settings(preset: Preset, data: str, seeds: int, device: str) -> dict[str, object]:
-    """What must be the same for a stopped comparison to go on."""
+def jobs_by_model(context: RunContext) -> dict[str, list[TrainingJob]]:
+    preset = choose_preset(context)
     return {
-        "moe": asdict(preset.moe),
-        "training": asdict(preset.training),
-        "lr": preset.lr,
-        "data": data,
-        "seeds": seeds,
-        "device": device,
+        name: jobs_per_seed(context, name, model, preset.lr[name]) for name, model in preset.models().items()
     }
+
+
+def all_jobs(context: RunContext) -> list[TrainingJob]:
+    return [job for jobs in jobs_by_model(context).values() for job in jobs]
+
+
+def measure(context: RunContext) -> Measured:
+    context.train(all_jobs(context))
+    preset = choose_preset(context)
+    curves = {
+        name: [read_curve(context.job_folder(job) / "records.jsonl", job.model, job.training) for job in jobs]
+        for name, jobs in jobs_by_model(context).items()
+    }
+    comparison = Comparison(curves, preset.models())
+    values = {
+        f"{rival}, {axis}": comparison.leads(rival, axis)
+        for rival in ("dense-active", "dense-total")
+        for axis in ("flops", "seconds")
+    }
+    values |= {name: comparison.reached(name, "flops") for name in curves}
+    for name, of_seeds in curves.items():
+        tokens = preset.training.batch_size * preset.training.accumulate * preset.moe.context
+        values[f"{name}, ms per step"] = [1e3 * tokens / curve.tokens_per_second for curve in of_seeds]
+    moe = preset.moe
+    return Measured(
+        values,
+        comparison.as_dict(),
+        f"An MoE model of {parameters(moe):,} parameters ({moe.n_experts} experts, {moe.top_k} per token, "
+        f"one shared), {parameters(moe, active=True):,} of them active, against dense networks with as many "
+        f"active and as many total parameters: {preset.training.steps} steps on the same text, "
+        f"{context.seeds} seeds. Curves are compared at the budget of the cheapest model's whole run; "
+        "seconds are those of the median step, with the models training in turns.",
+    )
+
+
+MOE_VS_DENSE = Experiment(
+    measure,
+    draw,
+    all_jobs,
+    tables,
+    units={f"{name}, ms per step": " ms" for name in STYLES},
+    figure_size=(12, 4.2),
+)

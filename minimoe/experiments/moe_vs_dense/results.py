@@ -1,8 +1,7 @@
-"""What a comparison amounts to: loss curves read at equal tokens, equal FLOPs and equal seconds.
+"""Results of MoE against dense: loss curves compared at equal tokens, equal FLOPs and equal seconds.
 
-A budget is what the thriftiest model spent on its whole run; the others' curves are read there, between
-evaluations in a straight line. Seconds are a step's *median* time times the steps, so that a moment in
-which the machine was busy with something else falls on nobody.
+The common budget of an axis is what the cheapest model spent on its whole run; the curves of the others are
+read there.
 """
 
 from dataclasses import dataclass
@@ -12,12 +11,15 @@ from minimoe.cost import flops_per_token, parameters
 from minimoe.data.corpus import ALL
 from minimoe.experiments.curves import AXES, Curve
 from minimoe.models.config import ModelConfig
-from minimoe.reporting.statistics import Spread, describe_lead
+from minimoe.reporting.statistics import Spread, describe_lead, describe_seeds, format_spread
+from minimoe.reporting.tables import TextTable, si
+
+AXIS_NAMES = {"tokens": "tokens", "flops": "FLOPs", "seconds": "seconds"}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Curves of each model, one a seed (the same seeds, in order), and the models' configurations."""
+    """Curves of each model, one per seed (the same seeds, in order), and the models' configurations."""
 
     curves: dict[str, list[Curve]]
     models: dict[str, ModelConfig]
@@ -27,20 +29,20 @@ class Comparison:
         return len(next(iter(self.curves.values())))
 
     def budget(self, axis: str, seed: int) -> float:
-        """What the thriftiest model spent along ``axis`` in its whole run."""
+        """What the cheapest model spent along ``axis`` in its whole run."""
         return min(curves[seed].spent[axis][-1] for curves in self.curves.values())
 
     def reached(self, name: str, axis: str, domain: str = ALL) -> list[float]:
-        """Bits per byte of a model at the common budget, a value a seed."""
+        """A model's bits per byte at the common budget, per seed."""
         return [c.at(axis, self.budget(axis, s), domain) for s, c in enumerate(self.curves[name])]
 
-    def lead(self, rival: str, axis: str) -> Spread:
-        """How many bits per byte the mixture is below ``rival`` at the common budget; pairs of seeds."""
+    def leads(self, rival: str, axis: str) -> list[float]:
+        """How many bits per byte MoE is below ``rival`` at the common budget, per seed."""
         pairs = zip(self.reached(rival, axis), self.reached("moe", axis), strict=True)
-        return Spread.of([theirs - ours for theirs, ours in pairs])
+        return [rival_bits - moe_bits for rival_bits, moe_bits in pairs]
 
     def rows(self) -> list[dict[str, Any]]:
-        """The table: plain values, a dictionary a model."""
+        """One dictionary of plain values per model."""
         rows = []
         for name, curves in self.curves.items():
             config = self.models[name]
@@ -62,10 +64,10 @@ class Comparison:
         return rows
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it as plain data, for JSON and for the terminal."""
+        """All results as plain data."""
         curves = {
             name: [
-                {axis: values.tolist() for axis, values in curve.spent.items()}
+                {axis: curve.spent[axis].tolist() for axis in AXES}
                 | {"bits_per_byte": {d: values.tolist() for d, values in curve.bits_per_byte.items()}}
                 for curve in curves
             ]
@@ -74,12 +76,13 @@ class Comparison:
         return {"seeds": self.seeds, "models": self.rows(), "verdict": self.verdict(), "curves": curves}
 
     def verdict(self) -> str:
-        """What the figures say, for and against the mixture, in words chosen by the figures alone."""
+        """Which model won on which axis; the wording follows from the figures alone."""
         sentences = []
         for rival in (name for name in self.curves if name != "moe"):
-            clauses = []
-            for axis, words in zip(AXES, ("tokens", "FLOPs", "seconds"), strict=True):
-                clauses.append(describe_lead(self.lead(rival, axis), f"at equal {words}"))
+            clauses = [
+                describe_lead(Spread.of(self.leads(rival, axis)), f"at equal {AXIS_NAMES[axis]}")
+                for axis in AXES
+            ]
             sentences.append(f"Against {rival} the mixture {', '.join(clauses)}.")
         if self.seeds == 1:
             sentences.append(
@@ -91,3 +94,42 @@ class Comparison:
                 f"Differences in bits per byte, mean ± standard deviation of {self.seeds} paired seeds."
             )
         return " ".join(sentences)
+
+
+def tables(detail: dict[str, Any]) -> list[TextTable]:
+    """Sizes and speeds of the models, and bits per byte at equal budgets, from ``Comparison.as_dict``."""
+    rows = detail["models"]
+    sizes = [
+        [
+            row["model"],
+            f"{row['parameters']:,}",
+            f"{row['active']:,}",
+            si(row["flops_per_token"]),
+            f"{row['tokens_per_second']['mean']:,.0f}",
+            "" if row["max_violation"] is None else format_spread(row["max_violation"], ".2f"),
+        ]
+        for row in rows
+    ]
+    domains = list(rows[0]["tokens"])
+    reached = []
+    for axis in AXES:
+        reached.append([f"at equal {AXIS_NAMES[axis]}", *[""] * len(domains)])
+        reached += [
+            [f"  {row['model']}", *(format_spread(row[axis][domain], ".3f") for domain in domains)]
+            for row in rows
+        ]
+    return [
+        TextTable(
+            "models",
+            "The models. FLOPs are those of training, forward and backward; MaxVio is that of the validation "
+            "text after the last step.",
+            ["model", "parameters", "active", "FLOPs/token", "tokens/s", "MaxVio"],
+            sizes,
+        ),
+        TextTable(
+            "bits-per-byte",
+            f"Validation bits per byte, lower is better ({describe_seeds(detail['seeds'])}).",
+            ["", *domains],
+            reached,
+        ),
+    ]
