@@ -159,10 +159,10 @@ print("tokens that each expert got    ", routing.counts_E.tolist())
 # `gate` in `gate_up` is the switch inside an expert, not the editor.)
 
 # %%
-from minimoe.moe import experts
+from minimoe.moe.dispatch.reference import reference_experts
 
-lines = inspect.getsource(experts._reference).splitlines()
-print("\n".join(lines[3:10]))
+lines = inspect.getsource(reference_experts).splitlines()
+print("\n".join(lines[5:12]))
 
 # %% [markdown]
 # ## What it saves

@@ -164,11 +164,11 @@ check_violation(violation)
 
 # %%
 from minimoe.moe import max_violation, statistics
-from minimoe.moe.dispatch.capacity import places
+from minimoe.moe.dispatch.capacity import expert_capacity
 
 counts_E = alone[-1, 0].long()
 T = int(counts_E.sum())
-room = places(T, n_experts=16, top_k=1, factor=1.25)
+room = expert_capacity(T, n_experts=16, top_k=1, factor=1.25)
 found = statistics(counts_E, capacity=room)
 longer = 1 + found.max_violation
 print(f"MaxVio {found.max_violation:.1f}: experts' work takes {longer:.1f} times as long")

@@ -1,4 +1,7 @@
-"""The language models: a small GPT, dense or with mixture layers, and single layers of published checkpoints."""
+"""Language models: a small GPT, dense or mixture-of-experts, and single layers of published models.
+
+In reading order: ``config``, ``gpt``, ``generation``; ``checkpoints`` reads and writes published layers.
+"""
 
 from minimoe.models.checkpoints import load_layer_, read_layer, save_layer
 from minimoe.models.config import ModelConfig

@@ -1,4 +1,4 @@
-"""Writing text with a model: greedy, by temperature, from the nucleus. Batched, seeded, with a KV cache.
+"""Text generation: greedy decoding, temperature and nucleus (top-p) sampling, with a KV cache.
 
 Dimensions: B batch, L prompt length, V vocabulary.
 """
@@ -10,20 +10,22 @@ from minimoe.models.gpt import GPT, KVCache
 
 
 def check_sampling(temperature: float, top_p: float) -> None:
-    """Raise ValueError for sampling that cannot be."""
+    """Raise ValueError for invalid sampling settings."""
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature ({temperature}) must be 0 (greedy) or more")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p ({top_p}) must be above 0 and at most 1")
 
 
-def choose(logits_BV: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
-    """(B,) the next token of each row. The nucleus (arXiv 1904.09751) is the smallest set of likeliest
-    tokens whose probability reaches ``top_p``."""
+def sample_tokens(
+    logits_BV: Tensor, temperature: float, top_p: float, generator: torch.Generator | None
+) -> Tensor:
+    """(B,) the next token of each row. The nucleus (arXiv 1904.09751) is the smallest set of most likely
+    tokens whose total probability reaches ``top_p``."""
     if temperature == 0:
         return logits_BV.argmax(-1)
     probabilities_BV, ids_BV = (logits_BV.float() / temperature).softmax(-1).sort(-1, descending=True)
-    before_BV = probabilities_BV.cumsum(-1) - probabilities_BV  # what the likelier ones already hold
+    before_BV = probabilities_BV.cumsum(-1) - probabilities_BV  # of the more likely tokens
     nucleus_BV = probabilities_BV.masked_fill(before_BV >= top_p, 0.0)
     picked_B1 = torch.multinomial(nucleus_BV, 1, generator=generator)
     return ids_BV.gather(-1, picked_B1).squeeze(-1)
@@ -42,12 +44,12 @@ def generate(
 ) -> Tensor:
     """Continue each prompt by ``n_tokens``; returns them, (B, n_tokens).
 
-    Where the context is full, the model goes on from its later half. ``use_cache=False`` computes every
-    step from the start, which is slower and the same: the oracle. The model's mode (train, eval) is put
-    back afterwards.
+    When the context is full, the model continues from its second half. ``use_cache=False`` recomputes every
+    step from the start, which is slower and gives the same result: the oracle. The model's mode (train or
+    eval) is restored afterwards.
 
     Raises:
-        ValueError: the prompt is empty, or the sampling cannot be.
+        ValueError: the prompt is empty, or the sampling settings are invalid.
     """
     check_sampling(temperature, top_p)
     if prompt_BL.ndim != 2 or prompt_BL.shape[1] == 0:
@@ -58,15 +60,15 @@ def generate(
     model.eval()
     context, tokens_BL, generated = model.config.context, prompt_BL[:, -model.config.context :], []
     cache = _new_cache(model, tokens_BL) if use_cache else None
-    fresh_BL = tokens_BL  # what the cache has not seen
+    new_BL = tokens_BL  # not yet in the cache
     for _ in range(n_tokens):
-        logits_BLV, _ = model(fresh_BL if use_cache else tokens_BL, cache)
-        next_B = choose(logits_BLV[:, -1], temperature, top_p, generator)
+        logits_BLV, _ = model(new_BL if use_cache else tokens_BL, cache)
+        next_B = sample_tokens(logits_BLV[:, -1], temperature, top_p, generator)
         generated.append(next_B)
         tokens_BL = torch.cat((tokens_BL, next_B.unsqueeze(1)), dim=1)
-        fresh_BL = next_B.unsqueeze(1)
+        new_BL = next_B.unsqueeze(1)
         if tokens_BL.shape[1] > context:
-            fresh_BL = tokens_BL = tokens_BL[:, -(context + 1) // 2 :]
+            new_BL = tokens_BL = tokens_BL[:, -(context + 1) // 2 :]
             cache = _new_cache(model, tokens_BL) if use_cache else None
     model.train(was_training)
     return torch.stack(generated, dim=1) if generated else prompt_BL[:, :0]

@@ -1,12 +1,11 @@
-"""A GPT of today whose feed-forward part is either one dense network or a mixture of experts.
+"""A GPT, a decoder-only transformer, whose feed-forward networks are dense or mixtures of experts.
 
-Pre-norm blocks: RMSNorm, causal attention with rotary positions, SwiGLU or MoE; the embedding is also
-the output matrix. Everything leaves by return value: ``logits_BLV, routings = model(tokens_BL)``.
+Pre-norm blocks of RMSNorm, causal attention with rotary position embeddings, and SwiGLU or MoE; the embedding
+is also the output matrix. All results are returned: ``logits_BLV, routings = model(tokens_BL)``.
 
-Not done here, for the sake of reading in a sitting: grouped key/value heads, latent attention (V3's
-MLA), dropout (one pass over the data), biases.
+Left out for brevity: grouped-query attention, latent attention (V3's MLA), dropout, biases.
 
-Dimensions: B batch, L sequence length, D model width, V vocabulary, N heads, C width of a head.
+Dimensions: B batch, L sequence length, D model width, V vocabulary, N heads, C head width.
 """
 
 import math
@@ -24,9 +23,9 @@ from minimoe.precision.linear import linear
 
 
 class KVCache:
-    """Keys and values of the tokens seen so far, one (B, N, context, C) pair a layer.
+    """The KV cache: keys and values of earlier tokens, one (B, N, context, C) pair per layer.
 
-    The caller owns it and passes it in; the model writes the new rows and moves ``length``.
+    The caller owns it and passes it in; the model appends new rows and advances ``length``.
     """
 
     def __init__(self, config: ModelConfig, batch: int, device=None, dtype=torch.float32) -> None:
@@ -35,7 +34,7 @@ class KVCache:
         self.length = 0
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write new rows behind the old ones of a layer; return all of them."""
+        """Append new rows to a layer; return all of its rows."""
         end = self.length + key.shape[2]
         self.layers[layer, 0, :, :, self.length : end] = key
         self.layers[layer, 1, :, :, self.length : end] = value
@@ -43,20 +42,20 @@ class KVCache:
 
 
 def rotary_table(context: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """(context, C/2) cosines and sines: position p turns pair i by p * theta^(-2i/C) (arXiv 2104.09864)."""
+    """(context, C/2) cosines and sines: position p rotates pair i by p * theta^(-2i/C) (arXiv 2104.09864)."""
     frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     angle = torch.outer(torch.arange(context, dtype=torch.float64), frequency)
     return angle.cos().float(), angle.sin().float()
 
 
 def rotate(x_BNLC: Tensor, cos_LC: Tensor, sin_LC: Tensor) -> Tensor:
-    """Turn the pairs (x_i, x_{i + C/2}) by their position's angles."""
+    """Rotate the pairs (x_i, x_{i + C/2}) by the angles of their position."""
     a, b = x_BNLC.chunk(2, dim=-1)
     return torch.cat((a * cos_LC - b * sin_LC, b * cos_LC + a * sin_LC), dim=-1)
 
 
 class Attention(nn.Module):
-    """Causal multi-head attention; queries and keys carry rotary positions."""
+    """Causal multi-head attention with rotary position embeddings."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -74,7 +73,7 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
             k, v = cache.append(layer, k, v)
-            # Query i stands at position length + i and sees every key up to its own.
+            # Query i is at position length + i and attends to every key up to its own.
             new, seen = q.shape[2], k.shape[2]
             mask = torch.ones(new, seen, dtype=torch.bool, device=q.device).tril(seen - new)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -123,7 +122,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """tokens_BL -> logits_BLV and the routing of each mixture-of-experts layer, first layer first."""
+    """tokens_BL -> logits_BLV and the routing of each mixture-of-experts layer, in layer order."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -140,8 +139,8 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, gain: float = 0.5) -> None:
-        """Normal with deviation gain / sqrt(fan-in), so that a matrix's output does not depend on its
-        width, and that / sqrt(2 * layers) for what is added to the residual stream, so that its variance
+        """Normal with standard deviation gain / sqrt(fan-in), so that a matrix's output does not depend on
+        its width; divided by sqrt(2 * layers) for outputs added to the residual stream, so that its variance
         does not grow with depth (GPT-2, section 2.3; its 0.02 at width 768 is a gain of 0.55). Draws from
         torch's global generator."""
         for name, parameter in self.named_parameters():
@@ -152,18 +151,18 @@ class GPT(nn.Module):
                 parameter.normal_(std=std)
 
     def forward(self, tokens_BL: Tensor, cache: KVCache | None = None) -> tuple[Tensor, list[Routing]]:
-        """tokens_BL (B, L) int64 -> logits_BLV (B, L, V) and one Routing a mixture layer.
+        """tokens_BL (B, L) int64 -> logits_BLV (B, L, V) and one Routing per mixture-of-experts layer.
 
-        With a ``cache``, tokens_BL are those that follow what the cache holds.
+        With a ``cache``, tokens_BL follow the tokens in the cache.
 
         Raises:
-            ValueError: more tokens than the context holds.
+            ValueError: more tokens than the context length.
         """
         start = cache.length if cache is not None else 0
         end = start + tokens_BL.shape[1]
         if end > self.config.context:
             raise ValueError(
-                f"{end} tokens do not fit the model's context ({self.config.context}); "
+                f"{end} tokens exceed the model's context ({self.config.context}); "
                 "shorten the input or raise ModelConfig.context"
             )
         rotary = self.cos[start:end], self.sin[start:end]

@@ -24,8 +24,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)  # eq=False: == on tensors has no truth value
 class Placement:
-    """Which expert each slot holds; made by ``rebalance_experts`` or ``contiguous``. Slots of rank r are the S / R from
-    r S / R on, so one placement serves any R that divides S, though it is balanced for one alone."""
+    """Which expert each slot holds; made by ``rebalance_experts`` or ``contiguous``. Slots of rank r are the
+    S / R from r S / R on, so one placement serves any R that divides S, though it is balanced for one
+    alone."""
 
     expert_MS: Tensor  # int64, on the CPU: the expert in each slot
     replicas_ME: Tensor  # int64, on the CPU: how often each expert stands, at least once; rows sum to S
@@ -42,8 +43,8 @@ class Placement:
         """(M, R) float64, on the CPU: every rank's load, in the unit of the experts'.
 
         loads_ME (M, E) need not be the loads that were placed: later ones say how well it has aged. An
-        expert's load is shared evenly by its replicas, those that stand on the same rank included.
-        ValueError for loads that ``rebalance_experts`` would refuse or of another shape, and ranks that do not divide S.
+        expert's load is shared evenly by its replicas, those that stand on the same rank included. ValueError
+        for loads that ``rebalance_experts`` would refuse or of another shape, and ranks that do not divide S.
         """
         loads_ME = _checked(loads_ME)
         if loads_ME.shape != self.replicas_ME.shape:

@@ -1,11 +1,4 @@
-"""The layer: a router, the routed experts, and a shared expert that every token visits.
-
-    y = shared(x) + sum over the picked experts of weight * expert(x)        (V3, equation 12)
-
-The residual connection is the caller's. ``y, routing = moe(x)``: the layer keeps nothing between calls.
-"""
-
-from __future__ import annotations
+"""SwiGLU, the dense feed-forward network: each expert is one, and so is the shared expert."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,8 +1,8 @@
-"""The layer: a router, the routed experts, and a shared expert that every token visits.
+"""The mixture-of-experts layer: a router, the routed experts, and a shared expert that sees every token.
 
     y = shared(x) + sum over the picked experts of weight * expert(x)        (V3, equation 12)
 
-The residual connection is the caller's. ``y, routing = moe(x)``: the layer keeps nothing between calls.
+The residual connection is the caller's. ``y, routing = moe(x)``: the layer stores nothing between calls.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from minimoe.moe.dispatch.capacity import places
-from minimoe.moe.experts import DISPATCHES, Dispatch, Experts
+from minimoe.moe.arguments import Choice, Dispatch, Score, check_capacity_factor, check_layer, check_mask
+from minimoe.moe.dispatch.capacity import expert_capacity
+from minimoe.moe.expert_choice import ExpertChoiceRouter
+from minimoe.moe.experts import Experts
 from minimoe.moe.feed_forward import SwiGLU
-from minimoe.moe.router import Choice, Router, Routing, Score
+from minimoe.moe.router import Router, Routing
 from minimoe.precision.recipe import Recipe, as_recipe
 
 if TYPE_CHECKING:
@@ -27,26 +29,23 @@ class MoE(nn.Module):
     Args:
         dim: D, the width of x.
         expert_dim: H, the width of one expert.
-        n_experts, top_k: E routed experts, K of them a token.
-        n_shared: shared experts; one MLP of width n_shared * H, not scaled by ``scale``. 0 for none.
-        score, normalize, scale, n_groups, top_groups: see ``routing.route``.
-        dispatch: ``grouped`` | ``loop`` | ``capacity`` | ``reference``, see ``experts``; ``auto`` takes
-            the fastest that drops nothing and runs these widths and this dtype.
-        choice, jitter: see ``routing.Router``.
-        capacity_factor: of dispatch ``capacity`` alone: places an expert has over an even share.
-
-        recipe: how the matmuls of the experts, shared ones included, are done in 8 bits, a Recipe or its name
+        n_experts, top_k: E routed experts, K of them per token.
+        n_shared: shared experts, computed as one SwiGLU of width n_shared * H and not scaled by ``scale``; 0
+            for none.
+        score, normalize, scale, n_groups, top_groups, jitter: see ``router``.
+        dispatch: ``auto`` | ``grouped`` | ``loop`` | ``capacity`` | ``reference``; see ``experts``.
+        choice: ``token``, each token picks its experts, or ``expert``; see ``expert_choice``.
+        capacity_factor: for dispatch ``capacity`` only: tokens per expert, relative to an even share.
+        recipe: the low-precision recipe for the matmuls of all experts, a Recipe or its name
             (``minimoe.precision.RECIPES``). The gate stays in float32, as in V3.
 
-    Parameters and buffers bear the names of the open checkpoints: ``gate.weight``,
+    Parameters and buffers are named as in published checkpoints: ``gate.weight``,
     ``gate.e_score_correction_bias``, ``experts.gate_up_proj``, ``experts.down_proj``,
-    ``shared_experts.{gate,up,down}_proj.weight``.
-
-    ``presets`` has the arguments of published layers.
+    ``shared_experts.{gate,up,down}_proj.weight``. ``presets`` has the arguments of published layers.
 
     Raises:
-        ValueError: a size is not positive, the routing cannot be, or the recipe is unknown or goes together
-            with a dispatch or choice of its own.
+        ValueError: a size is not positive, the routing is invalid, or the recipe is unknown or combined with
+            a dispatch or choice other than the default.
     """
 
     def __init__(
@@ -70,23 +69,12 @@ class MoE(nn.Module):
     ) -> None:
         super().__init__()
         recipe = None if recipe is None else as_recipe(recipe)
-        if recipe is not None and (dispatch != "auto" or choice == "expert"):
-            raise ValueError(
-                f"a recipe ({recipe.name}) goes with dispatch 'auto' and choice 'token', not with "
-                f"{dispatch!r} and {choice!r}"
-            )
-        for name, value in (("dim", dim), ("expert_dim", expert_dim), ("n_experts", n_experts)):
-            if value < 1:
-                raise ValueError(f"{name} ({value}) must be at least 1")
-        if n_shared < 0:
-            raise ValueError(f"n_shared ({n_shared}) must be 0 (none) or more")
-        if dispatch not in DISPATCHES:
-            raise ValueError(f"dispatch must be one of {', '.join(DISPATCHES)}, not {dispatch!r}")
-        places(1, 1, 1, capacity_factor)  # a factor that cannot be is refused here
+        check_layer(dim, expert_dim, n_experts, n_shared, choice, dispatch, recipe)
+        check_capacity_factor(capacity_factor)
         self.dim = dim
         self.dispatch: Dispatch = dispatch
         self.capacity_factor = capacity_factor
-        self.gate = Router(
+        self.gate = (Router if choice == "token" else ExpertChoiceRouter)(
             dim,
             n_experts,
             top_k,
@@ -95,43 +83,36 @@ class MoE(nn.Module):
             scale=scale,
             n_groups=n_groups,
             top_groups=top_groups,
-            choice=choice,
             jitter=jitter,
         )
         self.experts = Experts(dim, expert_dim, n_experts, recipe)
         self.shared_experts = SwiGLU(dim, n_shared * expert_dim, recipe) if n_shared else None
-        self.parallel: ExpertParallel | None = None  # set by parallel.expert_parallel_
+        self.parallel: ExpertParallel | None = None  # set by parallelize.expert_parallel_
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Routing]:
-        """x (..., D) -> y (..., D) and where each token went; T in the routing counts all leading axes.
+        """x (..., D) -> y (..., D) and the routing, whose T counts all leading axes.
 
         Args:
-            mask: x's shape without D, bool, False for padding. Padding gets y = 0, is not counted, and
-                is in no loss made from the routing.
+            mask: x's shape without D, bool, False for padding. Padding gets y = 0, is not counted, and does
+                not contribute to losses computed from the routing.
 
         Raises:
             ValueError: the last axis of x is not D, the mask does not fit, or scores are NaN.
         """
         if x.shape[-1] != self.dim:
-            raise ValueError(f"x has width {x.shape[-1]}, the layer has dim {self.dim}")
-        x_TD = x.reshape(-1, self.dim)
-        mask_T = None
+            raise ValueError(f"x has width {x.shape[-1]}, but the layer has dim {self.dim}")
+        x_TD, mask_T = x.reshape(-1, self.dim), None
         if mask is not None:
-            if mask.shape != x.shape[:-1]:
-                raise ValueError(
-                    f"the mask is {tuple(mask.shape)}, x without its width is {tuple(x.shape[:-1])}; "
-                    "give one bool a token, True for real ones"
-                )
+            check_mask(mask, x.shape[:-1])
             mask_T = mask.reshape(-1)
             x_TD = x_TD.masked_fill(~mask_T.unsqueeze(-1), 0)
         routing = self.gate(x_TD, mask_T)
         dispatch, capacity = self._dispatch(len(x_TD))
         if self.parallel is None:
-            y_TD = self.experts(x_TD, routing, dispatch, capacity)
-            shared_TD = self._shared(x_TD)
+            y_TD, shared_TD = self.experts(x_TD, routing, dispatch, capacity), self._shared(x_TD)
         else:
             y_TD, shared_TD = self.parallel(
-                self.experts, x_TD, routing, mask_T, dispatch, meanwhile=lambda: self._shared(x_TD)
+                self.experts, x_TD, routing, mask_T, dispatch, overlapped=lambda: self._shared(x_TD)
             )
         if shared_TD is not None:
             y_TD = y_TD + shared_TD
@@ -141,9 +122,9 @@ class MoE(nn.Module):
         return None if self.shared_experts is None else self.shared_experts(x_TD)
 
     def _dispatch(self, n_tokens: int) -> tuple[Dispatch, int | None]:
-        """How the experts get their tokens, and how many each may take."""
-        by_experts = self.gate.choice == "expert" and self.dispatch in ("auto", "capacity")
-        if not by_experts and self.dispatch != "capacity":
+        """The dispatcher to run, and its capacity."""
+        expert_choice = self.gate.choice == "expert" and self.dispatch in ("auto", "capacity")
+        if not expert_choice and self.dispatch != "capacity":
             return self.dispatch, None
-        factor = 1.0 if by_experts else self.capacity_factor  # experts that choose choose an even share
-        return "capacity", places(n_tokens, len(self.gate.weight), self.gate.top_k, factor)
+        factor = 1.0 if expert_choice else self.capacity_factor  # experts choose an even share each
+        return "capacity", expert_capacity(n_tokens, len(self.gate.weight), self.gate.top_k, factor)

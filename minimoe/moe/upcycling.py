@@ -20,7 +20,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from minimoe.moe.experts import Dispatch
+from minimoe.moe.arguments import Dispatch
 from minimoe.moe.feed_forward import SwiGLU
 from minimoe.moe.layer import MoE
 

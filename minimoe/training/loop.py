@@ -19,7 +19,7 @@ from minimoe.data.corpus import Corpus
 from minimoe.distributed.errors import TrainingError
 from minimoe.distributed.strategy import SingleProcess
 from minimoe.models.gpt import GPT
-from minimoe.moe.load_balancing import statistics
+from minimoe.moe.load_statistics import statistics
 from minimoe.tools import records
 from minimoe.tools.allocator import keep_freed_memory
 from minimoe.tools.files import write_atomically

@@ -559,8 +559,8 @@ def command(*arguments):
 # ---- processes that are lost
 
 PLACES = {  # what a process is about to do when it is lost, and for which time
-    "forward": (AllToAll, "start", 8 * STOP + 1),  # 2 layers, 4 journeys each, there and back
-    "backward": (AllToAll, "start", 8 * STOP + 6),
+    "forward": (AllToAll, "send", 8 * STOP + 1),  # 2 layers of 2 exchanges, each with its gradient
+    "backward": (AllToAll, "send", 8 * STOP + 6),
     "update": (torch.optim.AdamW, "step", STOP),
     "evaluation": (Trainer, "evaluate", 1),
     "writing": (checkpoint, "_write", 2),
@@ -600,7 +600,7 @@ def train_until_lost(corpus, group, folder, timeout, place, victim, number):
 
 
 @pytest.mark.parametrize(
-    ("size", "group", "rebalance_experts", "victim"),
+    ("size", "group", "place", "victim"),
     [
         (4, 2, "forward", 3),
         (4, 2, "backward", 1),

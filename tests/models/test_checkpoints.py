@@ -236,11 +236,11 @@ def test_missing_tensors_are_named_and_counted(layer):
     gone = [n for n in tensors if ".experts.2." in n or ".experts.3.up" in n]
     save_file({n: t for n, t in tensors.items() if n not in gone}, path)
     with pytest.raises(
-        ValueError, match=r"lacks model.layers.3.mlp.experts.2.gate_proj.weight and 3 more, of 17"
+        ValueError, match=r"lacks model.layers.3.mlp.experts.2.gate_proj.weight and 3 more of the layer's 17"
     ):
         read_layer(path, 3)
     save_file({n: t for n, t in tensors.items() if not n.endswith("mlp.gate.weight")}, path)
-    with pytest.raises(ValueError, match=r"lacks model.layers.3.mlp.gate.weight, of"):
+    with pytest.raises(ValueError, match=r"lacks model.layers.3.mlp.gate.weight of"):
         read_layer(path, 3)
 
 
@@ -248,7 +248,7 @@ def test_unknown_tensors_are_not_left_out(layer):
     path, tensors = layer
     save_file(tensors | {"model.layers.3.mlp.shared_expert_gate.weight": torch.ones(1, DIM)}, path)
     with pytest.raises(
-        ValueError, match=r"has 1 tensors .*no place for, model.layers.3.mlp.shared_expert_gate"
+        ValueError, match=r"has 1 tensors .*does not support, such as model.layers.3.mlp.shared_expert_gate"
     ):
         read_layer(path, 3)
 
@@ -258,7 +258,7 @@ def test_layers_without_experts_are_answered_with_those_that_have_some(tmp_path)
     tensors |= {f"model.layers.{i}.mlp.experts.0.up_proj.weight": torch.ones(1) for i in range(3, 12)}
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(
-        ValueError, match=r"model.layers.0 of .* no experts .*; 9 have, model.layers.3 to .*11"
+        ValueError, match=r"model.layers.0 of .* no experts .*; 9 layers have, model.layers.3 to .*11"
     ):
         read_layer(tmp_path, 0)
     save_file({"model.layers.0.mlp.up_proj.weight": torch.ones(1)}, tmp_path / "model.safetensors")
@@ -297,9 +297,7 @@ def test_an_expert_unlike_the_others_is_refused(layer):
     moe = random_layer()
     before = {n: t.clone() for n, t in moe.state_dict().items()}
     for read in (lambda: read_layer(path, 3), lambda: load_layer_(moe, path, 3)):
-        with pytest.raises(
-            ValueError, match=r"experts.1.up_proj.weight is \(5, 16\), .* should be \(8, 16\)"
-        ):
+        with pytest.raises(ValueError, match=r"experts.1.up_proj.weight is \(5, 16\); .* imply \(8, 16\)"):
             read()
     assert_same_state(moe.state_dict(), before)
 
@@ -345,11 +343,11 @@ def test_only_the_files_of_the_layer_are_opened(layer, tmp_path):
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3-moe", "olmoe"])
 def test_nothing_of_a_layer_is_lost_in_writing(family, tmp_path):
-    with pytest.raises(ValueError, match=f"a shared expert, which {family} has no place for"):
+    with pytest.raises(ValueError, match=f"a shared expert, which {family} does not support"):
         save_layer(MoE(DIM, WIDTH, 4, 2), tmp_path / "a", 0, family)
     moe = MoE(DIM, WIDTH, 4, 2, n_shared=0)
     moe.gate.e_score_correction_bias[2] = -1
-    with pytest.raises(ValueError, match=f"bias .* not zero, which {family} has no place for"):
+    with pytest.raises(ValueError, match=f"bias .* not zero, which {family} does not support"):
         save_layer(moe, tmp_path / "a", 0, family)
     assert not any(tmp_path.iterdir())
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from minimoe.models.generation import choose, generate
+from minimoe.models.generation import generate, sample_tokens
 from minimoe.models.gpt import GPT
 
 
@@ -44,16 +44,16 @@ def test_same_seed_same_text(model):
 def test_nucleus_by_hand():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().repeat(4000, 1)
     generator = torch.Generator().manual_seed(0)
-    picked = choose(logits, 1.0, 0.7, generator)  # 0.5 alone falls short of 0.7; 0.5 + 0.3 does not
+    picked = sample_tokens(logits, 1.0, 0.7, generator)  # 0.5 alone falls short of 0.7; 0.5 + 0.3 does not
     assert set(picked.tolist()) == {0, 1}
     assert (picked == 0).float().mean().item() == pytest.approx(0.5 / 0.8, abs=0.03)
-    assert choose(logits, 1.0, 1e-9, generator).eq(0).all()
+    assert sample_tokens(logits, 1.0, 1e-9, generator).eq(0).all()
 
 
 def test_temperature_by_hand():
     logits = torch.tensor([[0.8, 0.2]]).log().repeat(8000, 1)
     generator = torch.Generator().manual_seed(0)
-    share = choose(logits, 2.0, 1.0, generator).eq(0).float().mean().item()
+    share = sample_tokens(logits, 2.0, 1.0, generator).eq(0).float().mean().item()
     assert share == pytest.approx(2 / 3, abs=0.02)  # sqrt(0.8) : sqrt(0.2) is 2 : 1
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from minimoe.models.config import ModelConfig
 from minimoe.models.gpt import GPT
 from minimoe.moe import MoE, route
-from minimoe.moe.dispatch.quantized import composed, quantized_experts
+from minimoe.moe.dispatch.quantized import composed_experts, quantized_experts
 from minimoe.precision import (
     DEEPSEEK_V3,
     E5M2,
@@ -97,7 +97,7 @@ def test_experts_equal_matmuls_expert_by_expert(recipe, dim, width, n_experts, t
     weights = routing.weights_TK.clone().requires_grad_()
     leaves, g = (x, gate_up, down, weights), torch.randn(tokens, dim)
     found = []
-    for way in (quantized_experts, composed, experts_by_hand):
+    for way in (quantized_experts, composed_experts, experts_by_hand):
         y = way(x, gate_up, down, weights, routing.ids_TK, recipe)
         found.append((y, *torch.autograd.grad(y, leaves, g)))
     for results in zip(*found, strict=True):
@@ -211,11 +211,17 @@ def test_bad_input_is_refused():
         Linear(8, 8, recipe="fp4")
     with pytest.raises(ValueError, match="unknown recipe 'fp4'"):
         ModelConfig(precision="fp4")
-    with pytest.raises(ValueError, match="precision 'deepseek-v3' needs dispatch 'auto', not 'loop'"):
+    with pytest.raises(
+        ValueError, match=r"dispatch 'loop' does not support recipes \(deepseek-v3\); use 'auto'"
+    ):
         ModelConfig(n_experts=8, dispatch="loop", precision="deepseek-v3")
-    with pytest.raises(ValueError, match=r"a recipe \(deepseek-v3\) goes with dispatch 'auto'"):
+    with pytest.raises(
+        ValueError, match=r"dispatch 'grouped' does not support recipes \(deepseek-v3\); use 'auto'"
+    ):
         MoE(8, 8, 4, 2, dispatch="grouped", recipe=DEEPSEEK_V3)
-    with pytest.raises(ValueError, match="choice 'token'"):
+    with pytest.raises(
+        ValueError, match=r"choice 'expert' does not support recipes \(deepseek-v3\); use 'token'"
+    ):
         MoE(8, 8, 4, 2, choice="expert", recipe=DEEPSEEK_V3)
     layer = Linear(8, 8)
     layer.quantize_weights_()

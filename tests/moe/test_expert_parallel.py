@@ -418,8 +418,8 @@ def test_a_bf16_layer_loses_nothing_on_a_bf16_wire(wired):
 
 
 def test_a_bf16_layer_on_an_fp8_wire(wired):
-    """Against float64, which takes the same roundings of the dispatch_dtype. What is left is bf16's own: half a dozen
-    roundings of 2^-8 from x to y and from there to dx, few of which go the same way."""
+    """Against float64 with the same rounding of what is sent. What remains are roundings of BF16 itself: half a
+    dozen of 2^-8 from x to y and from there to dx, few of which go the same way."""
     counts, processes = wired
     several = joined([process["fp8", torch.bfloat16] for process in processes])
     moe = build(torch.bfloat16, **WIDE).double()
@@ -479,7 +479,7 @@ def test_what_is_not_finite_arrives_so_and_leaves_the_rest_alone():
         for leg in row_formats(dispatch_dtype, 130, 2, torch.float32, torch.float32, torch.float32).values():
             column = leg.columns[0]
             arrived, clean = (column.decode(torch.cat(column.encode(rows), 1)) for rows in (broken, x))
-            if column.dispatch_dtype is None:
+            if column.sent_dtype is None:
                 assert arrived[bad].isnan().all()
             else:
                 torch.testing.assert_close(arrived[bad], broken[bad], rtol=0, atol=0, equal_nan=True)
@@ -841,8 +841,8 @@ REFUSED = {
         lambda: build(choice="expert", dispatch="auto"),
         "'auto' with choice 'expert' drops tokens",
     ),
-    "twice": (lambda: expert_parallel_(build()), "spread already; build a new layer"),
-    "codes": (codes, r"codes for inference \(quantize_weights_\); spread them before"),
+    "twice": (lambda: expert_parallel_(build()), "already divided among processes; build a new layer"),
+    "codes": (codes, r"quantized for inference \(quantize_weights_\); call expert_parallel_ before it"),
 }
 
 
@@ -874,6 +874,6 @@ def test_what_cannot_be_spread_is_refused_with_its_numbers(tmp_path):
 
 def test_experts_are_not_spread_without_a_process_group():
     moe = build()
-    with pytest.raises(ValueError, match=r"needs a process group: call .*init_several.*torchrun"):
+    with pytest.raises(ValueError, match=r"needs a process group: call .*init_process_group.*torchrun"):
         expert_parallel_(moe)
     assert moe.parallel is None

@@ -12,7 +12,7 @@ import torch
 from minimoe.moe import Experts, MoE, SwiGLU, route
 from minimoe.moe.dispatch import loop
 from minimoe.moe.dispatch.grouped import unsupported_reason
-from minimoe.moe.experts import _fastest
+from minimoe.moe.dispatch.select import fastest
 from minimoe.tools.memory import bytes_kept_for_backward
 
 
@@ -83,7 +83,7 @@ def test_odd_widths(dtype):
 @pytest.mark.parametrize("dispatch", ["reference", "loop", "grouped"])
 def test_a_tokens_results_are_added_in_float32(monkeypatch, dispatch):
     """64 equal experts give what one gives; added up in bf16, the sum would be 3% off."""
-    monkeypatch.setattr(loop, "BLOCK", 16)  # an expert a block: torch adds in float32 within a call
+    monkeypatch.setattr(loop, "BLOCK_FLOATS", 16)  # an expert a block: torch adds in float32 within a call
     experts, one = Experts(16, 8, 64).bfloat16(), Experts(16, 8, 1).bfloat16()
     with torch.no_grad():
         for all_64, single in zip(experts.parameters(), one.parameters(), strict=True):
@@ -102,7 +102,7 @@ def test_blocks_of_any_size_give_the_same(monkeypatch, rows):
     moe = MoE(16, 8, 8, 2)
     x, upstream = torch.randn(2, 64, 16)
     expected = run(moe, x, upstream, "reference")
-    monkeypatch.setattr(loop, "BLOCK", rows * 16)
+    monkeypatch.setattr(loop, "BLOCK_FLOATS", rows * 16)
     assert_same(run(moe, x, upstream, "loop"), expected, rtol=1e-4, atol=2e-6)
 
 
@@ -147,7 +147,7 @@ def test_auto_loses_little_against_the_recorded_best(monkeypatch):
     for case in record["found"]:
         monkeypatch.setattr(torch, "get_num_threads", lambda n=case["threads"]: n)
         x = torch.empty(case["tokens"], case["dim"], dtype=getattr(torch, case["dtype"]))
-        taken = _fastest(x, case["top_k"], case["expert_dim"])
+        taken = fastest(x, case["top_k"], case["expert_dim"])
         grouped = case["grouped_over_loop"]
         losses.append((grouped if taken == "grouped" else 1.0) / min(grouped, 1.0))
     assert len(losses) == 360

@@ -5,7 +5,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from minimoe.moe import MoE, Router, expert_choice, route
-from minimoe.moe.dispatch.capacity import places
+from minimoe.moe.dispatch.capacity import expert_capacity
 
 
 def task_gradient(moe, tokens=16):
@@ -157,7 +157,9 @@ def test_capacity_drops_by_slot_and_then_by_place(factor):
     moe = MoE(8, 8, 4, 2, n_shared=0, dispatch="capacity", capacity_factor=factor)
     x = torch.randn(20, 8)
     y, _ = moe(x)
-    torch.testing.assert_close(y, pair_by_pair(moe, x, places(20, 4, 2, factor)), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        y, pair_by_pair(moe, x, expert_capacity(20, 4, 2, factor)), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_a_dropped_token_gets_the_shared_expert_alone():
@@ -175,7 +177,7 @@ def test_a_dropped_token_gets_the_shared_expert_alone():
         (lambda: MoE(8, 8, 4, 2, dispatch="fast"), "dispatch must be one of"),
         (lambda: MoE(8, 0, 4, 2), r"expert_dim \(0\)"),
         (lambda: MoE(8, 8, 4, 2, n_shared=-1), r"n_shared \(-1\)"),
-        (lambda: MoE(8, 8, 4, 2)(torch.randn(3, 9)), "width 9, the layer has dim 8"),
+        (lambda: MoE(8, 8, 4, 2)(torch.randn(3, 9)), "width 9, but the layer has dim 8"),
         (lambda: MoE(8, 8, 4, 5), r"top_k \(5\).*n_experts \(4\)"),
         (lambda: MoE(8, 8, 6, 2, n_groups=4), r"n_experts \(6\) must be divisible by n_groups \(4\)"),
         (lambda: MoE(8, 8, 4, 2, capacity_factor=0), r"capacity_factor \(0\) must be above 0"),
@@ -183,7 +185,7 @@ def test_a_dropped_token_gets_the_shared_expert_alone():
         (lambda: MoE(8, 8, 4, 2, jitter=1.5), r"jitter \(1.5\)"),
         (lambda: MoE(8, 8, 4, 2, choice="both"), "choice must be 'token' or 'expert', not 'both'"),
         (lambda: MoE(8, 8, 4, 2, choice="expert", scale=2.5), r"scale \(2.5\)"),
-        (lambda: MoE(8, 8, 4, 2)(torch.randn(3, 5, 8), torch.ones(3, 4).bool()), r"\(3, 4\).*\(3, 5\)"),
+        (lambda: MoE(8, 8, 4, 2)(torch.randn(3, 5, 8), torch.ones(3, 4).bool()), r"\(3, 5\).*\(3, 4\)"),
         (lambda: Router(8, 4, 2)(torch.randn(3, 8), torch.ones(2).bool()), r"\(3,\).*\(2,\)"),
         (lambda: Router(8, 4, 2)(torch.randn(3, 8), torch.ones(3)), "must be bool.*torch.float32"),
         (lambda: route(torch.tensor([[1.0, float("nan")], [1.0, 2.0]]), 1), "scores of 1 of 2 tokens"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minimoe.moe import MoE
-from minimoe.moe.dispatch.capacity import places
+from minimoe.moe.dispatch.capacity import expert_capacity
 from minimoe.moe.presets import PRESETS, moe_from_config, preset
 
 
@@ -78,7 +78,8 @@ def test_changes_take_precedence_and_presets_stay_as_they_are():
 
 def test_gshard_has_2n_places_over_e():
     gshard = PRESETS["gshard-600b"]
-    assert places(4096, gshard["n_experts"], gshard["top_k"], gshard["capacity_factor"]) == 2 * 4096 // 2048
+    sizes = (gshard["n_experts"], gshard["top_k"], gshard["capacity_factor"])
+    assert expert_capacity(4096, *sizes) == 2 * 4096 // 2048
 
 
 def test_unknown_names_are_answered_with_the_known_ones():

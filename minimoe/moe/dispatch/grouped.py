@@ -1,14 +1,14 @@
-"""All experts in four matmuls: torch's grouped matmul, without the host ever learning who got how much.
+"""[speed] The grouped dispatcher: all experts in two grouped matmuls, without waiting for the device.
 
     y[block e] = x[block e] @ weight[e].T      x (R, I) sorted by expert, weight (E, O, I), y (R, O)
 
-torch 2.13 runs ``grouped_mm`` in float32 but traces it in bfloat16 alone, and its own backward fails on
-an expanded gradient; stated as operators with their shapes, the matmuls compile in both. The backward
-pass around them is written out: autograd would keep the gathered rows and both results of every expert
-(3 R*D), here x and the (R, 2H) pre-activations are kept.
+torch 2.13 runs ``grouped_mm`` in float32 but traces it in bfloat16 only, and its own backward pass fails on
+an expanded gradient; registered as custom operators with their shapes, the matmuls compile in both. The
+backward pass around them is written out: autograd would save the gathered rows and both results of every
+expert (3 R*D); here x and the (R, 2H) pre-activations are saved.
 
-Dimensions: T tokens, D model width, H expert width, E experts, K experts a token, R = T*K, I and O the
-widths in and out of a matmul.
+Dimensions: T tokens, D model width, H expert width, E experts, K experts per token, R = T*K, G = 2H, I and O
+input and output width of a matmul.
 """
 
 import torch
@@ -24,12 +24,12 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def unsupported_reason(x: Tensor, **widths: int) -> str | None:
-    """Why the grouped matmul cannot take such rows, of these widths, or None where it can."""
+    """Why the grouped matmul does not support rows like those of x, with these widths; None if it does."""
     dtype = x.dtype
     if x.device.type not in ("cpu", "cuda"):
         return f"torch.nn.functional.grouped_mm does not run on {x.device.type}"
     if dtype not in DTYPES:
-        return f"torch.nn.functional.grouped_mm has no {dtype}"
+        return f"torch.nn.functional.grouped_mm does not support {dtype}"
     for name, width in widths.items():
         if width * dtype.itemsize % 16:
             return f"a row of {name} ({width}) {dtype} values is not a multiple of 16 bytes"
@@ -49,7 +49,7 @@ def grouped_experts(
 
 
 class _GroupedExperts(torch.autograd.Function):
-    """Sort the pairs by expert, multiply, put the results back in the tokens' order and add them up."""
+    """Sort the pairs by expert, multiply, return the results to token order and sum them per token."""
 
     @staticmethod
     def forward(ctx, x_TD, gate_up, down, weights_TK, order_R, inverse_R, ends_E):
@@ -78,15 +78,15 @@ class _GroupedExperts(torch.autograd.Function):
 
 
 def _combine(rows_RD: Tensor, inverse_R: Tensor, top_k: int) -> Tensor:
-    """Each token's K rows, added up in float32. An inverse gather and a sum, not index_add: that one adds
-    in an order that changes from run to run on a GPU."""
+    """The sum of each token's K rows, accumulated in float32. An inverse gather and a sum, because index_add
+    on a GPU adds in an order that changes from run to run."""
     return reduce(rows_RD.index_select(0, inverse_R), "(t k) d -> t d", "sum", k=top_k)
 
 
 @torch.library.custom_op("minimoe::grouped_matmul", mutates_args=())
 def grouped_matmul(x_RI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
-    """Each block of rows times its expert's weight, (R, O). ``ends_E`` (int32) is where blocks end, and
-    never leaves the device."""
+    """Each block of rows times its expert's weight, (R, O). ``ends_E`` (int32), where blocks end, stays on
+    the device."""
     return F.grouped_mm(x_RI, weight_EOI.mT, offs=ends_E)
 
 
@@ -108,4 +108,4 @@ def _(grad_RO, x_RI, ends_E):
 
 @register_flop_formula([torch.ops.minimoe.grouped_matmul, torch.ops.minimoe.grouped_weight_gradient])
 def _(a, b, ends, out_shape=None, **kwargs) -> int:
-    return 2 * a[0] * a[1] * b[1]  # rows, and the two widths: (R, I) x (E, O, I), or (R, O) x (R, I)
+    return 2 * a[0] * a[1] * b[1]  # rows times both widths: (R, I) x (E, O, I), or (R, O) x (R, I)

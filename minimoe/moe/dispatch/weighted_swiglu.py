@@ -1,9 +1,9 @@
-"""The experts' activation with the routing weight inside, and its gradient, written once for all ways.
+"""[speed] The experts' activation multiplied by the routing weight, and its gradient, for all dispatchers.
 
     h = w * silu(g) * u            y = down @ h
 
-The weight belongs to the expert's output; down is linear, so it may stand before it, where rows are H and
-not D wide. Its gradient is then a product of two H-wide rows (the same trick as in SonicMoE, 2512.14080).
+The weight multiplies the expert's output; because down is linear, it can be applied before it, where rows are
+H instead of D wide. Its gradient is then a product of two H-wide rows (as in SonicMoE, arXiv 2512.14080).
 
 Dimensions: n rows, H expert width, G = 2H (gate and up side by side).
 """
@@ -22,13 +22,13 @@ def weighted_swiglu(gate_up_nG: Tensor, weights_n1: Tensor) -> Tensor:
 def weighted_swiglu_backward(
     dh_nH: Tensor, gate_up_nG: Tensor, weights_n1: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """From dL/dh: the gradient of gate_up_nG, that of the weights (n,) in their dtype, and h itself once
-    more, which the weight gradient of down needs. Overwrites ``dh_nH``."""
+    """From dL/dh: the gradients of gate_up_nG and of the weights (n,) in their dtype, and h recomputed for
+    the weight gradient of down. Overwrites ``dh_nH``."""
     gate_nH, up_nH = gate_up_nG.chunk(2, 1)
     sigmoid_nH = gate_nH.sigmoid()
     silu_nH = gate_nH * sigmoid_nH
     h_nH = silu_nH * up_nH
-    # d(silu(g) u)/dg = sigmoid(g) (u - silu(g) u) + silu(g) u: a step from h towards u
+    # d(silu(g) u)/dg = sigmoid(g) (u - silu(g) u) + silu(g) u, a linear interpolation between h and u
     slope_nH = torch.lerp(h_nH, up_nH, sigmoid_nH)
     dweights_n = (dh_nH * h_nH).sum(1, dtype=weights_n1.dtype)
     dh_nH.mul_(weights_n1)

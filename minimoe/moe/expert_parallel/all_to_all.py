@@ -1,12 +1,13 @@
-"""A journey between processes that autograd can follow: rows depart, other work is done, rows land.
+"""[speed] An asynchronous all-to-all exchange of rows between processes, with its gradient.
 
-    ticket = depart(journey, x, weights, ids)      begins to send, and returns at once
-    ...                                            the shared expert, say
-    x, weights, ids = land(journey, ticket)        waits for what the others sent
+    handle = exchange.start(x, weights, ids)       begins to send, and returns at once
+    ...                                            other work, such as the shared expert
+    x, weights, ids = exchange.wait(handle)        waits for the rows from the other processes
 
-Backward the gradients travel the other way round: they begin to travel in ``land``'s backward pass and have
-arrived by ``depart``'s; autograd runs what was done between the two in between again, because it takes nodes
-in the reverse of their order. The ticket is all that autograd sees of the way.
+In the backward pass the gradients are exchanged in the opposite direction: the backward pass of ``wait``
+begins to send them, that of ``start`` waits for them. Because autograd visits operations in reverse order,
+the backward pass of the work between the two again overlaps with the exchange. To autograd, the exchange is
+the handle alone.
 """
 
 import torch
@@ -19,11 +20,12 @@ from minimoe.moe.expert_parallel.row_format import RowFormat
 
 
 class AllToAll:
-    """One exchange of rows with each process of a group, and of their gradients.
+    """One exchange of rows among the processes of a group, and the exchange of their gradients.
 
     Args:
-        sent_P, received_P: rows to and from each process; those sent stand in the order of the processes.
-        there, back: what a row and its gradient consist of.
+        sent_P, received_P: rows to and from each process; the rows to send are ordered by process.
+        forward_format, backward_format: of a row, and of its gradient.
+        meter: counts what is sent.
     """
 
     def __init__(
@@ -31,73 +33,71 @@ class AllToAll:
         group: dist.ProcessGroup,
         sent_P: list[int],
         received_P: list[int],
-        there: RowFormat,
-        back: RowFormat,
+        forward_format: RowFormat,
+        backward_format: RowFormat,
         meter: Meter | None,
     ) -> None:
         self.group = group
         self.sent_P, self.received_P = sent_P, received_P
-        self.there, self.back = there, back
+        self.forward_format, self.backward_format = forward_format, backward_format
         self.meter = meter
-        self._flying: tuple[dist.Work, Tensor, Tensor] | None = None
+        self._pending: tuple[dist.Work, Tensor, Tensor] | None = None
 
-    def start(
-        self, leg: RowFormat, tensors: tuple[Tensor, ...], sent_P: list[int], received_P: list[int]
+    def start(self, *tensors: Tensor) -> Tensor:
+        """Begin to send the rows; the result is the handle for ``wait``."""
+        return _Start.apply(self, *tensors)
+
+    def wait(self, handle: Tensor) -> tuple[Tensor, ...]:
+        """The rows received, ordered by process. Integers carry no gradient."""
+        return _Wait.apply(self, handle)
+
+    def send(
+        self, row_format: RowFormat, tensors: tuple[Tensor, ...], sent_P: list[int], received_P: list[int]
     ) -> None:
-        """Begin to send; the rows must be there until ``finish``."""
-        outgoing = leg.pack(tensors)
-        incoming = outgoing.new_empty(sum(received_P), leg.nbytes)
+        """Begin an exchange, in either direction."""
+        outgoing = row_format.pack(tensors)
+        incoming = outgoing.new_empty(sum(received_P), row_format.nbytes)
         work = dist.all_to_all_single(incoming, outgoing, received_P, sent_P, self.group, async_op=True)
         assert work is not None
-        self._flying = work, incoming, outgoing
+        self._pending = work, incoming, outgoing  # both must live until the exchange is complete
         if self.meter is not None:
-            self.meter.count(leg.name, sent_P, leg.nbytes, dist.get_rank(self.group))
+            self.meter.count(row_format.name, sent_P, row_format.nbytes, dist.get_rank(self.group))
 
-    def finish(self, leg: RowFormat) -> tuple[Tensor, ...]:
-        """Wait, and unpack."""
-        assert self._flying is not None
-        work, incoming, _ = self._flying
+    def receive(self, row_format: RowFormat) -> tuple[Tensor, ...]:
+        """Wait for the exchange in progress, and unpack its rows."""
+        assert self._pending is not None
+        work, incoming, _ = self._pending
         work.wait()
-        self._flying = None
-        return leg.unpack(incoming)
+        self._pending = None
+        return row_format.unpack(incoming)
 
 
-def depart(journey: AllToAll, *tensors: Tensor) -> Tensor:
-    """Begin to send; the ticket is for ``land``."""
-    return _Depart.apply(journey, *tensors)
-
-
-def land(journey: AllToAll, ticket: Tensor) -> tuple[Tensor, ...]:
-    """What the others sent, in the order of the processes; integers carry no gradient."""
-    return _Land.apply(journey, ticket)
-
-
-class _Depart(torch.autograd.Function):
+class _Start(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, journey, *tensors):
-        ctx.journey, ctx.n = journey, len(tensors)
-        journey.start(journey.there, tensors, journey.sent_P, journey.received_P)
+    def forward(ctx, exchange, *tensors):
+        ctx.exchange, ctx.n_tensors = exchange, len(tensors)
+        exchange.send(exchange.forward_format, tensors, exchange.sent_P, exchange.received_P)
         return tensors[0].new_zeros(1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, ticket):
-        grads = ctx.journey.finish(ctx.journey.back)
-        return None, *grads, *[None] * (ctx.n - len(grads))
+    def backward(ctx, handle):
+        grads = ctx.exchange.receive(ctx.exchange.backward_format)
+        return None, *grads, *[None] * (ctx.n_tensors - len(grads))
 
 
-class _Land(torch.autograd.Function):
+class _Wait(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, journey, ticket):
-        tensors = journey.finish(journey.there)
-        ctx.journey = journey
+    def forward(ctx, exchange, handle):
+        tensors = exchange.receive(exchange.forward_format)
+        ctx.exchange = exchange
         ctx.mark_non_differentiable(*[x for x in tensors if not x.is_floating_point()])
         return tensors
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads):
-        journey = ctx.journey
-        wanted = grads[: len(journey.back.columns)]  # integers come last
-        journey.start(journey.back, wanted, journey.received_P, journey.sent_P)
-        return None, wanted[0].new_zeros(1)
+        exchange = ctx.exchange
+        grads = grads[: len(exchange.backward_format.columns)]  # integers come last
+        exchange.send(exchange.backward_format, grads, exchange.received_P, exchange.sent_P)
+        return None, grads[0].new_zeros(1)
