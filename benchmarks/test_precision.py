@@ -30,7 +30,7 @@ from minimoe.precision import (
     quantize_weights_,
     round_to,
 )
-from minimoe.precision.matmul import multiplies_bf16_fast
+from minimoe.precision.backends import multiplies_bf16_fast
 from minimoe.tools.memory import bytes_held
 from minimoe.tools.timing import interleaved_seconds
 

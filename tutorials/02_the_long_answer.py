@@ -215,7 +215,7 @@ axis.set_title("Chance rules short sums; in long ones errors take one side")
 _ = axis.legend()
 
 # %%
-from minimoe.precision.analysis.bounds import gamma
+from minimoe.precision.analysis import gamma
 
 for K, error in zip(lengths, positive, strict=True):
     theory = f"√K · u = {K**0.5 * u:6.2%}, K · u = {K * u:7.2%}, γ = {gamma(K, u):7.2%}"
@@ -356,9 +356,9 @@ for kind, errors in plain.items():
 # after so many steps, begin at zero, `+=`.
 
 # %%
-from minimoe.precision.tensor_core import _walk
+from minimoe.precision.tensor_core import _sum_steps
 
-print(inspect.getsource(_walk))
+print(inspect.getsource(_sum_steps))
 
 # %% [markdown]
 # **Predict:** how will the error of promoted sums depend on K?

@@ -1,9 +1,9 @@
-"""Eight bits against more: quantising, decoding, products under recipes, a linear layer, bytes of weights.
+"""[evidence] Benchmarks of FP8 against float32 and bf16: quantize, decode, matmul, linear layer, weights.
 
-A product's operands come in float32 and are quantised within the time that counts; bf16's are in bf16
-already, as they are where one trains in bf16.
+Recipes receive float32 operands, and their quantization is timed; bf16 operands are in bf16 already, as they
+are in bf16 training.
 
-Dimensions: M, N, K of a product, K contracted; T tokens, D widths in and out.
+Dimensions: M, N, K of a matmul, K contracted; T tokens, D widths in and out.
 """
 
 from dataclasses import replace
@@ -12,9 +12,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from minimoe.bench.case import Built, Case, Cost
+from minimoe.bench.case import BuiltCase, Case, Work
 from minimoe.bench.checks import require_close
-from minimoe.bench.layers import as_task
+from minimoe.bench.layers import layer_task
 from minimoe.models.config import ModelConfig
 from minimoe.models.gpt import GPT
 from minimoe.precision import (
@@ -30,9 +30,9 @@ from minimoe.precision import (
     quantize,
     quantize_weights_,
 )
-from minimoe.precision.analysis.bounds import Kind
-from minimoe.precision.blockwise import Block
-from minimoe.precision.matmul import multiplies_bf16_fast
+from minimoe.precision.analysis import BoundKind
+from minimoe.precision.backends import multiplies_bf16_fast
+from minimoe.precision.scales import Block
 from minimoe.testing.bounds import assert_within_bound
 from minimoe.tools.memory import bytes_held
 from minimoe.tools.timing import Task
@@ -41,45 +41,45 @@ BLOCKS: dict[str, Block | None] = {"1x128": (1, 128), "128x128": (128, 128), "te
 
 RECIPES = ("deepseek-v3", "deepseek-v3-pow2", "tensorwise", "rowwise", "mxfp8")
 
-FULL, HALF, CODES = "float32", "bf16", "codes"
+FLOAT32, HALF, CODES = "float32", "bf16", "codes"
 
-BOUND: Kind = "probabilistic"  # for random numbers it sees more
+BOUND: BoundKind = "probabilistic"  # tighter, and valid for random operands
 
 
-def quantising(case: Case, device: torch.device) -> Built:
-    """A matrix to codes and scales, against copying it; memory is what the result holds."""
+def build_quantize(case: Case, device: torch.device) -> BuiltCase:
+    """Quantizing a matrix to codes and scales, against copying it; memory is that of the result."""
     x_MK = torch.randn(case.shape["M"], case.shape["K"], device=device)
     out_MK = torch.empty_like(x_MK)
 
     def check() -> None:
         for name, block in BLOCKS.items():
-            codes = quantize(x_MK, E4M3, block).dequantize()
-            require_close(f"codes of {name}", codes, fake_quantize(x_MK, E4M3, block), 0.0)
-            require_close(f"{name} in 8 bits", codes, x_MK, 2.0**-4)  # half a step of 3 mantissa bits
+            quantized = quantize(x_MK, E4M3, block).dequantize()
+            require_close(f"{name} codes", quantized, fake_quantize(x_MK, E4M3, block), 0.0)
+            require_close(f"{name} in 8 bits", quantized, x_MK, 2.0**-4)  # half an ulp of 3 mantissa bits
 
     def memory() -> dict[str, int]:
-        held = {name: quantize(x_MK, E4M3, block).nbytes for name, block in BLOCKS.items()}
-        return {"copy": x_MK.nbytes, HALF: x_MK.bfloat16().nbytes, **held}
+        sizes = {name: quantize(x_MK, E4M3, block).nbytes for name, block in BLOCKS.items()}
+        return {"copy": x_MK.nbytes, HALF: x_MK.bfloat16().nbytes, **sizes}
 
     tasks: dict[str, Task] = {"copy": partial(out_MK.copy_, x_MK), HALF: x_MK.bfloat16}
     tasks |= {name: partial(quantize, x_MK, E4M3, block) for name, block in BLOCKS.items()}
     moved = {"copy": 8, HALF: 6} | dict.fromkeys(BLOCKS, 5)
-    costs = {name: Cost(0, each * x_MK.numel()) for name, each in moved.items()}
-    return Built(check, tasks, costs, memory)
+    work = {name: Work(0, each * x_MK.numel()) for name, each in moved.items()}
+    return BuiltCase(check, tasks, work, memory)
 
 
-def decoding(case: Case, device: torch.device) -> Built:
-    """Codes to float32, against torch's cast."""
+def build_decode(case: Case, device: torch.device) -> BuiltCase:
+    """Decoding codes to float32, against torch's cast."""
     codes = torch.randn(case.shape["M"], case.shape["K"], device=device).to(torch.float8_e4m3fn)
 
     def check() -> None:
         require_close("decode", decode(codes, E4M3), codes.float(), 0.0)
 
     tasks: dict[str, Task] = {"cast": codes.float, "decode": partial(decode, codes, E4M3)}
-    return Built(check, tasks, dict.fromkeys(tasks, Cost(0, 5 * codes.numel())))
+    return BuiltCase(check, tasks, dict.fromkeys(tasks, Work(0, 5 * codes.numel())))
 
 
-def product(case: Case, device: torch.device) -> Built:
+def build_matmul(case: Case, device: torch.device) -> BuiltCase:
     """a @ b in float32, in bf16, and under every recipe."""
     M, N, K = (case.shape[letter] for letter in "MNK")
     a_MK, b_KN = torch.randn(M, K, device=device), torch.randn(K, N, device=device)
@@ -87,40 +87,40 @@ def product(case: Case, device: torch.device) -> Built:
 
     def check() -> None:
         for name in RECIPES:
-            assert_within_bound(matmul(a_MK, b_KN, name), a_MK, b_KN, _sums(name, device), BOUND)
-        require_close("bf16 product", a_half @ b_half, a_half.double() @ b_half.double(), 2.0**-8)
+            assert_within_bound(matmul(a_MK, b_KN, name), a_MK, b_KN, _bounded_recipe(name, device), BOUND)
+        require_close("bf16 matmul", a_half @ b_half, a_half.double() @ b_half.double(), 2.0**-8)
 
-    tasks = {FULL: partial(torch.matmul, a_MK, b_KN), HALF: partial(torch.matmul, a_half, b_half)}
+    tasks = {FLOAT32: partial(torch.matmul, a_MK, b_KN), HALF: partial(torch.matmul, a_half, b_half)}
     operands, flops = M * K + K * N, 2.0 * M * N * K
-    costs = {FULL: Cost(flops, 4 * (operands + M * N))}
-    costs[HALF] = Cost(flops, 2 * (operands + M * N), "bfloat16")
-    for name in RECIPES:  # operands read, and what they become written and read
+    work = {FLOAT32: Work(flops, 4 * (operands + M * N))}
+    work[HALF] = Work(flops, 2 * (operands + M * N), "bfloat16")
+    for name in RECIPES:  # operands read; their quantized values written and read
         cast = 2 if _multiplies_in_bf16(as_recipe(name), device) else 4
         dtype = "bfloat16" if cast == 2 else "float32"
-        costs[name] = Cost(flops, (4 + 2 * cast) * operands + 4 * M * N, dtype)
-    return Built(check, tasks | {name: partial(matmul, a_MK, b_KN, name) for name in RECIPES}, costs)
+        work[name] = Work(flops, (4 + 2 * cast) * operands + 4 * M * N, dtype)
+    return BuiltCase(check, tasks | {name: partial(matmul, a_MK, b_KN, name) for name in RECIPES}, work)
 
 
 def _multiplies_in_bf16(recipe: Recipe, device: torch.device) -> bool:
     if device.type == "cuda":
-        return True  # or in 8 bits, whose rate nobody measured
+        return True  # or in 8 bits, whose peak is not measured
     exact = recipe.weight is not None and recipe.weight.exact_in_bf16
     return exact and recipe.output == BF16 and multiplies_bf16_fast(device)
 
 
-def _sums(recipe: str, device: torch.device) -> Recipe:
-    """What the result is held to: a GPU's own 8-bit products are summed with fewer bits."""
-    found = as_recipe(recipe)
-    return found if device.type == "cpu" else found.with_(accumulator=Accumulator.tensor_core())
+def _bounded_recipe(name: str, device: torch.device) -> Recipe:
+    """The recipe whose bound applies: a GPU's 8-bit tensor cores accumulate with fewer bits."""
+    recipe = as_recipe(name)
+    return recipe if device.type == "cpu" else recipe.with_(accumulator=Accumulator.tensor_core())
 
 
-def linear(case: Case, device: torch.device) -> Built:
-    """A layer D x D, forward and backward: three products."""
+def build_linear(case: Case, device: torch.device) -> BuiltCase:
+    """A linear layer of width D, forward and backward: three matmuls."""
     T, D = case.shape["T"], case.shape["D"]
     plain = nn.Linear(D, D, bias=False, device=device)
-    layers: dict[str, nn.Module] = {FULL: plain}
+    layers: dict[str, nn.Module] = {FLOAT32: plain}
     for name in case.tasks:
-        if name != FULL:
+        if name != FLOAT32:
             layers[name] = Linear(D, D, bias=False, recipe=name, device=device)
             layers[name].load_state_dict(plain.state_dict())
     x_TD = torch.randn(T, D, device=device)
@@ -128,19 +128,21 @@ def linear(case: Case, device: torch.device) -> Built:
     def check() -> None:
         g_TD = torch.randn_like(x_TD)
         for name in layers:
-            if name != FULL:
-                _three_products_are_within_bounds(layers[name], x_TD, g_TD, _sums(name, device))
+            if name != FLOAT32:
+                _require_three_matmuls_within_bounds(layers[name], x_TD, g_TD, _bounded_recipe(name, device))
 
-    costs = {}
+    work = {}
     for name in layers:
-        half = name != FULL and _multiplies_in_bf16(as_recipe(name), device)
+        half = name != FLOAT32 and _multiplies_in_bf16(as_recipe(name), device)
         numbers = 3 * (2 * T * D + D * D)
-        costs[name] = Cost(6 * T * D * D, 4 * numbers, "bfloat16" if half else "float32")
-    tasks = {name: as_task(module, x_TD, True) for name, module in layers.items()}
-    return Built(check, tasks, costs)
+        work[name] = Work(6 * T * D * D, 4 * numbers, "bfloat16" if half else "float32")
+    tasks = {name: layer_task(module, x_TD, True) for name, module in layers.items()}
+    return BuiltCase(check, tasks, work)
 
 
-def _three_products_are_within_bounds(layer: nn.Module, x_TD: Tensor, g_TD: Tensor, recipe: Recipe) -> None:
+def _require_three_matmuls_within_bounds(
+    layer: nn.Module, x_TD: Tensor, g_TD: Tensor, recipe: Recipe
+) -> None:
     weight: Tensor = layer.weight  # type: ignore[assignment]
     x_TD = x_TD.detach().requires_grad_()
     y_TD = layer(x_TD)
@@ -152,23 +154,23 @@ def _three_products_are_within_bounds(layer: nn.Module, x_TD: Tensor, g_TD: Tens
     assert_within_bound(dweight, g_TD.mT, x_TD, both, BOUND)
 
 
-def weights(case: Case, device: torch.device, *, config: ModelConfig) -> Built:
-    """Bytes of a model's weights: float32, bf16, and V3's codes with their scales."""
-    made = GPT(config)
+def build_weights(case: Case, device: torch.device, *, config: ModelConfig) -> BuiltCase:
+    """Bytes of a model's weights: float32, bf16, and V3's 8-bit codes with their scales."""
+    full = GPT(config)
     low = GPT(replace(config, precision="deepseek-v3"))
-    low.load_state_dict(made.state_dict())
+    low.load_state_dict(full.state_dict())
 
     def check() -> None:
         tokens_BL = torch.randint(config.vocab_size, (2, min(config.context, 16)))
         with torch.no_grad():
-            exact, found = made(tokens_BL)[0], low(tokens_BL)[0]
-            require_close("the model in 8 bits", found, exact, 0.3)
+            exact, quantized = full(tokens_BL)[0], low(tokens_BL)[0]
+            require_close("8-bit model", quantized, exact, 0.3)
             quantize_weights_(low)
-            require_close("the model of codes", low(tokens_BL)[0], found, 1e-5)
+            require_close("model of 8-bit codes", low(tokens_BL)[0], quantized, 1e-5)
 
     def memory() -> dict[str, int]:
         quantize_weights_(low)
-        held = {FULL: bytes_held(made), CODES: bytes_held(low)}
-        return held | {HALF: bytes_held(made.bfloat16())}
+        sizes = {FLOAT32: bytes_held(full), CODES: bytes_held(low)}
+        return sizes | {HALF: bytes_held(full.bfloat16())}
 
-    return Built(check, {}, {}, memory)
+    return BuiltCase(check, {}, {}, memory)

@@ -1,16 +1,15 @@
-"""Numbers in 8 bits, answers in 32.
+"""Low-precision arithmetic: FP8 and other number formats, scaled quantization, matmul with FP32 accumulation.
 
     M, N, K of a matmul, K contracted.
 
-``formats`` says what few bits can say and ``rounding`` brings numbers there; ``quantize`` scales blocks of
-numbers so that they fit, ``accumulate`` keeps sums, ``matmul`` and ``grouped`` multiply under a ``recipe``,
-``linear`` learns with it; ``error`` measures what went wrong and ``bounds`` says how wrong it may be.
-Nothing in here knows of data, loops or files.
+In reading order: ``formats`` describes number formats and ``rounding`` rounds to them; ``scales`` and
+``quantize`` scale blocks of numbers to fit; a ``recipe`` says how the operands of a ``matmul`` are quantized,
+and ``linear`` is a layer that trains with it. ``accumulator`` emulates other ways to keep sums, ``analysis``
+measures errors and bounds them. Nothing here depends on data, training loops or files.
 """
 
 from minimoe.precision.accumulator import Accumulator
-from minimoe.precision.analysis.bounds import bound
-from minimoe.precision.analysis.error import decompose, measure_error
+from minimoe.precision.analysis import bound, decompose, measure_error
 from minimoe.precision.codec import decode, encode
 from minimoe.precision.formats import (
     BF16,

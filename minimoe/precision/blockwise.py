@@ -1,7 +1,6 @@
-"""Block by block: find the largest number, make a scale of it, round under it, and write the result.
+"""[speed] Quantization on a CPU in pieces that stay in a core's cache, in as few passes as possible.
 
-Everything goes in pieces that stay in a core's cache while they are worked on, and in as few passes as
-possible; a compiler or a GPU is given all at once.
+The results are those of the definition in ``quantize``, bit for bit except for the sign of zeros.
 
 Dimensions: B matrices of a stack, M rows, K columns.
 """
@@ -14,129 +13,99 @@ from torch import Tensor
 from minimoe.precision.codec import encode
 from minimoe.precision.formats import E4M3, E5M2, Format
 from minimoe.precision.rounding import round_to
-from minimoe.precision.scales import Scale, scale_of
+from minimoe.precision.scales import Block, ScaleRule, scale_of
 
-Block = tuple[int | None, int | None]
-
-CHUNK = 1 << 17  # numbers worked on at a time: half a megabyte, which a core's cache holds with its results
+CHUNK = 1 << 17  # numbers per piece: half a megabyte, which a core's cache holds together with the result
 
 
-def check_block(block: Block | None) -> None:
-    """Raises ValueError for a block that is not two positive sides."""
-    if block is None:
-        return
-    good = isinstance(block, tuple) and len(block) == 2
-    if not good or any(side is not None and (type(side) is not int or side < 1) for side in block):
-        raise ValueError(
-            f"block must be (rows, columns), each at least 1, or None for the whole axis; not {block!r}"
-        )
+class _NotPlain(Exception):
+    """Some number is infinite, NaN or huge."""
 
 
-def fill(out: Tensor, x: Tensor, fmt: Format, block: Block | None, scale: Scale) -> Tensor:
-    """Writes codes or, where ``out`` is a wide float, what they mean. Returns the scales, float32."""
-    x = x.detach()
-    width = x.shape[-1] if x.ndim else 1
-    if block is None or x.ndim < 2:  # all of it is one matrix
-        x_BMK = x.reshape(1, x.numel() // max(width, 1), width)
-    else:
-        x_BMK = x.reshape(math.prod(x.shape[:-2]), x.shape[-2], width)
-    # A block larger than the matrix is the matrix; a side of 0 belongs to an empty one.
+def quantize_chunks(
+    x: Tensor, fmt: Format, block: Block | None, rule: ScaleRule, dtype: torch.dtype
+) -> tuple[Tensor, Tensor] | None:
+    """The codes (or, for a wide ``dtype``, the numbers they stand for) and the scales, float32. None where
+    the definition must do it: not eager on a CPU, float64, or numbers that are infinite, NaN or above 2^120.
+    """
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or x.dtype == torch.float64 or not x.numel():
+        return None
+    x, out = x.detach(), torch.empty(x.shape, dtype=dtype)
+    # Without a block the whole tensor is one matrix. A block larger than the matrix is the matrix.
+    x_BMK = x.reshape(math.prod(x.shape[:-2]) if block else 1, -1, x.shape[-1] if x.ndim else 1)
     sides = zip(block or (None, None), x_BMK.shape[1:], strict=True)
     rows, columns = (min(side or size, size) for side, size in sides)
-    counts = (*x.shape[:-2], -(-x_BMK.shape[1] // max(rows, 1)), -(-width // max(columns, 1)))
-    shape = counts[-x.ndim :] if block and x.ndim else (1,) * x.ndim
-    if not x.numel():
-        return torch.ones(shape, device=x.device)
-    return _fill_stack(out.view(x_BMK.shape), x_BMK, fmt, rows, columns, scale).view(shape)
+    try:
+        scales = _fill(out.view(x_BMK.shape), x_BMK, fmt, rows, columns, rule)
+    except _NotPlain:
+        return None
+    shape = (*x.shape[:-2], *scales.shape[1:])[-x.ndim :] if block and x.ndim else (1,) * x.ndim
+    return out, scales.view(shape)
 
 
-def _fill_stack(out_BMK: Tensor, x_BMK: Tensor, fmt: Format, rows: int, columns: int, scale: Scale) -> Tensor:
-    """The same for a stack of matrices, in pieces that stay in a core's cache while they are worked on."""
+def _fill(out_BMK: Tensor, x_BMK: Tensor, fmt: Format, rows: int, columns: int, rule: ScaleRule) -> Tensor:
+    """Write ``out_BMK``; return the scales (B, ceil(M / rows), ceil(K / columns))."""
     batch, height, width = x_BMK.shape
     for axis, size, side in ((1, height, rows), (2, width, columns)):
-        if over := size % side:  # the smaller blocks at the edge by themselves
-            parts = (t.split((size - over, over), axis) for t in (out_BMK, x_BMK))
-            sides = ((rows, columns), (over, columns) if axis == 1 else (rows, over))
-            scales = [
-                _fill_stack(o, x, fmt, s[0], s[1], scale) for o, x, s in zip(*parts, sides, strict=True)
-            ]
-            return torch.cat(scales, axis)
-    at_once = CHUNK if _eager_on_cpu(x_BMK) else x_BMK.numel()
-    axis = 0 if height * width <= at_once else 1
-    if axis == 1 and batch > 1:
+        if ragged := size % side:  # the smaller blocks at the edge separately
+            parts = (t.split((size - ragged, ragged), axis) for t in (out_BMK, x_BMK))
+            sides = ((rows, columns), (ragged, columns) if axis == 1 else (rows, ragged))
+            pieces = zip(*parts, sides, strict=True)
+            return torch.cat([_fill(out, x, fmt, r, c, rule) for out, x, (r, c) in pieces], axis)
+    if batch > 1 and height * width > CHUNK:
         pairs = zip(out_BMK.split(1), x_BMK.split(1), strict=True)
-        return torch.cat([_fill_stack(out, x, fmt, rows, columns, scale) for out, x in pairs])
-    known = None
-    step = max(1, at_once // (height * width)) if axis == 0 else rows * max(1, at_once // (rows * width))
+        return torch.cat([_fill(out, x, fmt, rows, columns, rule) for out, x in pairs])
+    if height * width <= CHUNK:
+        axis, step = 0, CHUNK // (height * width)
+    else:
+        axis, step = 1, rows * max(1, CHUNK // (rows * width))
+    scale = None
     if axis == 1 and rows == height:  # blocks higher than a piece: their scales first
-        step = rows = max(1, at_once // width)
-        measured = [_amax(_tiles(x, x.shape[1], columns), fmt) for x in x_BMK.split(step, 1)]
-        amax = torch.stack([amax for amax, _ in measured]).amax(0)
-        known = scale_of(amax, fmt, scale), all(plain for _, plain in measured)
+        step = max(1, CHUNK // width)
+        amax = [_amax(_tiles(x, x.shape[1], columns)) for x in x_BMK.split(step, 1)]
+        scale = scale_of(torch.stack(amax).amax(0), fmt, rule)
     scales = []
     for out, x in zip(out_BMK.split(step, axis), x_BMK.split(step, axis), strict=True):
         high = min(rows, x.shape[1])
         tiles = _tiles(x, high, columns)
-        if known:
-            of_block, plain = known
-        else:
-            amax, plain = _amax(tiles, fmt)
-            of_block = scale_of(amax, fmt, scale)
-            scales.append(of_block)
-        _write(_tiles(out, high, columns), tiles, of_block, plain, fmt, scale)
-    result = known[0] if known else scales[0] if len(scales) == 1 else torch.cat(scales, axis)
-    return result.view(batch, -1, width // columns)
+        scales.append(scale_of(_amax(tiles), fmt, rule) if scale is None else scale)
+        _write(_tiles(out, high, columns), tiles, scales[-1], fmt, rule)
+    return (torch.cat(scales, axis) if scale is None else scale).view(batch, -1, width // columns)
 
 
 def _tiles(x_BMK: Tensor, rows: int, columns: int) -> Tensor:
-    """(B, M / rows, rows, K / columns, columns), a view."""
+    """A view (B, M / rows, rows, K / columns, columns)."""
     batch, height, width = x_BMK.shape
     return x_BMK.view(batch, height // rows, rows, width // columns, columns)
 
 
-def _amax(tiles: Tensor, fmt: Format) -> tuple[Tensor, bool]:
-    """Each block's largest finite magnitude, float32; NaN where the format could not say that not all is
-    finite. And whether all was float32, finite and not huge: then rounding needs no special cases. (Asking
-    makes the host wait; only a CPU is asked.)"""
-    if _eager_on_cpu(tiles) and tiles.dtype != torch.float64:
-        high, low = tiles, tiles
-        for axis in (2, 4):  # one after the other: both at once is several times slower
-            if tiles.shape[axis] > 1:
-                high, low = high.amax(axis, keepdim=True), low.amin(axis, keepdim=True)
-        amax = torch.maximum(high, -low).float()
-        if amax.max().item() < 2.0**120:
-            return amax, True
-    magnitude = tiles.abs()
-    magnitude = torch.where(magnitude < torch.inf, magnitude, 0.0 if fmt.has_nan else torch.nan)
-    amax = magnitude.amax((2, 4), keepdim=True)
-    if amax.dtype == torch.float64:
-        amax = amax.clamp_max(torch.finfo(torch.float32).max)
-    return amax.float(), False
+def _amax(tiles: Tensor) -> Tensor:
+    high, low = tiles, tiles
+    for axis in (2, 4):  # one after the other: both at once is several times slower
+        if tiles.shape[axis] > 1:
+            high, low = high.amax(axis, keepdim=True), low.amin(axis, keepdim=True)
+    amax = torch.maximum(high, -low).float()
+    if not amax.max().item() < 2.0**120:
+        raise _NotPlain
+    return amax
 
 
-def _write(out: Tensor, tiles: Tensor, scale: Tensor, plain: bool, fmt: Format, rule: Scale) -> None:
-    """Round the tiles under their scales, and write what ``out`` is for."""
+def _write(out: Tensor, tiles: Tensor, scale: Tensor, fmt: Format, rule: ScaleRule) -> None:
     scaled = tiles / scale  # float32 at least
-    as_codes = out.dtype in (fmt.dtype, torch.uint8)
-    if plain and rule not in ("fp32", "pow2"):  # whose largest number exceeds the format's by a rounding
+    if rule not in ("fp32", "pow2"):  # the others can exceed the format's range by more than a rounding
         scaled.clamp_(-fmt.max, fmt.max)
-    if plain and not as_codes:
+    if out.dtype not in (fmt.dtype, torch.uint8):
         torch.mul(_round_(scaled, fmt), scale, out=out)
-    elif plain and fmt in (E4M3, E5M2):
-        out.copy_(scaled)  # torch's cast rounds to nearest even; only on overflow its versions differ
+    elif fmt in (E4M3, E5M2):
+        out.copy_(scaled)  # torch's cast rounds to nearest even; its versions differ on overflow only
     else:
-        numbers = round_to(scaled, fmt)
-        out.copy_(encode(numbers, fmt) if as_codes else numbers.float() * scale)
+        out.copy_(encode(round_to(scaled, fmt), fmt))
 
 
 def _round_(x: Tensor, fmt: Format) -> Tensor:
-    """``round_to`` in place, in fewer passes, of finite float32 numbers in the format's range; the sign of
-    zeros is lost. Adding 1.5 * 2^(e + 23 - m) to a number with exponent e leaves no place for bits below its
-    m-th: the addition rounds them, to nearest even, and the subtraction brings the rest back."""
+    """``round_to`` in place and in fewer passes, for finite float32 numbers in the format's range; the sign
+    of zeros is lost. Adding 1.5 * 2^(e + 23 - m) to a number with exponent e leaves no room for bits below
+    its m-th: the addition rounds them to nearest even, and the subtraction restores the rest."""
     exponent = torch.bitwise_and(x.view(torch.int32), 0x7F800000).clamp_min_((127 + fmt.min_exponent) << 23)
     large = exponent.add_(((23 - fmt.mantissa_bits) << 23) | 0x400000).view(torch.float32)
     return x.add_(large).sub_(large)
-
-
-def _eager_on_cpu(x: Tensor) -> bool:
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()

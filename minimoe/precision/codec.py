@@ -1,4 +1,4 @@
-"""From 8-bit codes to float32, faster than a cast.
+"""[speed] Conversion between numbers and their 8-bit codes, faster than torch's cast: ``fmt.values[code]``.
 
 torch's own cast of E4M3 on a CPU reads code by code; here the codes' bits are moved to where a wider float
 has them, and one multiplication by a power of two corrects the bias (exact, subnormals included).
@@ -13,14 +13,14 @@ from minimoe.precision.formats import E4M3, E5M2, Format
 
 
 def decode(codes: Tensor, fmt: Format) -> Tensor:
-    """float32 of the same shape: what each code of ``fmt`` means.
+    """The number that each code of ``fmt`` stands for, float32 of the same shape.
 
     Args:
         codes: torch's dtype of the format, or uint8.
 
     Raises:
         ValueError: the format has more than 8 bits.
-        TypeError: the codes are of another dtype.
+        TypeError: the codes have another dtype.
     """
     if fmt.bits > 8:
         raise ValueError(f"{fmt} has {fmt.bits} bits; decode takes formats of at most 8")
@@ -34,14 +34,13 @@ def decode(codes: Tensor, fmt: Format) -> Tensor:
         value = ((wide & 0x80) << 24 | (wide & 0x7F) << 20).view(torch.float32) * 2.0**120
         return torch.where((wide & 0x7F) == 0x7F, torch.nan, value)
     if fmt.dtype is not None and codes.device.type != "cpu":
-        return codes.view(fmt.dtype).float()  # one instruction there
-    # Eagerly each of the steps above is a pass over memory; a table in the cache needs only two.
+        return codes.view(fmt.dtype).float()  # one instruction on a GPU
+    # In eager mode each step above is a pass over memory; a table that stays in the cache needs only two.
     return _table(fmt, codes.device).index_select(0, codes.reshape(-1).int()).view(codes.shape)
 
 
 def encode(x: Tensor, fmt: Format) -> Tensor:
-    """The codes of numbers that already are numbers of ``fmt`` (what ``round_to`` returns), as torch's
-    dtype of the format or as uint8.
+    """The codes of numbers that ``fmt`` has (the result of ``round_to``), as torch's dtype or uint8.
 
     Raises:
         ValueError: the format has more than 8 bits.
@@ -49,13 +48,13 @@ def encode(x: Tensor, fmt: Format) -> Tensor:
     if fmt.bits > 8:
         raise ValueError(f"{fmt} has {fmt.bits} bits; encode takes formats of at most 8")
     if fmt.dtype is not None:
-        return x.float().to(fmt.dtype)  # nothing left to round, so all versions of torch agree
+        return x.float().to(fmt.dtype)  # nothing is left to round, so all versions of torch agree
     if fmt.exponent_bits == 0:
         return (x.long() % 2**fmt.bits).to(torch.uint8)
-    positive = 2 ** (fmt.bits - fmt.signed)
-    values = _table(fmt, x.device)[:positive]
-    codes = torch.searchsorted(values, x.abs().float().contiguous()).clamp_max(positive - 1)
-    return (codes + positive * x.signbit()).to(torch.uint8)
+    n_positive = 2 ** (fmt.bits - fmt.signed)
+    magnitudes = _table(fmt, x.device)[:n_positive]
+    codes = torch.searchsorted(magnitudes, x.abs().float().contiguous()).clamp_max(n_positive - 1)
+    return (codes + n_positive * x.signbit()).to(torch.uint8)
 
 
 @lru_cache

@@ -1,13 +1,13 @@
-"""Tensors in 8 bits: blocks of numbers that share a scale.
+"""Quantization: tensors in 8 bits, with one scale per block.
 
     data = round(x / scale)        x ≈ data * scale        scale = amax / max of the format
 
 amax is the largest finite magnitude of a block. A block is rows × columns of the last two axes, ``None`` for
 the whole axis: (1, 128) is V3's tile of activations, (128, 128) its block of weights, (1, None) a row,
-(1, 32) MX's block; no block at all is one scale for the whole tensor (V3, section 3.3.2; OCP MX 1.0).
+(1, 32) MX's block; without a block the whole tensor has one scale (V3, section 3.3.2; OCP MX 1.0).
 
-What is not finite stays so: an infinity or NaN becomes one in the data and leaves its block's other numbers
-alone. Only formats without NaN (FP6, FP4, INT8) have no place for it but the scale, and lose the block.
+An infinity or NaN stays one in the data and does not affect its block's other numbers. In formats without
+NaN (FP6, FP4, INT8) only the scale can show it, and the block is lost.
 """
 
 from dataclasses import dataclass
@@ -15,10 +15,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minimoe.precision.blockwise import Block, check_block, fill
-from minimoe.precision.codec import decode
+from minimoe.precision.blockwise import quantize_chunks
+from minimoe.precision.codec import decode, encode
 from minimoe.precision.formats import Format, as_format
-from minimoe.precision.scales import Scale, check_scale, is_power_of_two
+from minimoe.precision.rounding import round_to
+from minimoe.precision.scales import (
+    Block,
+    ScaleRule,
+    block_amax,
+    check_scaling,
+    is_power_of_two,
+    scale_of,
+    spread,
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,7 @@ class Quantized:
 
     Attributes:
         data: (..., M, K) codes, in torch's dtype of the format or uint8.
-        scale_codes: one a block, (..., ceil(M / rows), ceil(K / columns)): float32, or E8M0 (one byte) where
+        scale_codes: one per block, (..., ceil(M / rows), ceil(K / columns)): float32, or E8M0 (one byte) if
             scales are powers of two.
         fmt, block: as given to ``quantize``.
     """
@@ -39,7 +48,7 @@ class Quantized:
 
     @property
     def scale(self) -> Tensor:
-        """float32: what a block's codes are multiplied with."""
+        """The scale per block, float32."""
         return self.scale_codes.float()
 
     @property
@@ -53,69 +62,71 @@ class Quantized:
 
     @property
     def mT(self) -> "Quantized":
-        """The same with its last two axes exchanged; a view."""
+        """A view with the last two axes exchanged."""
         block = self.block and (self.block[1], self.block[0])
         return Quantized(self.data.mT, self.scale_codes.mT, self.fmt, block)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """data * scale, computed in float32."""
         if self.data.ndim > 1 and self.data.stride(-2) == 1 != self.data.stride(-1):
-            return self.mT.dequantize(dtype).mT  # in the order of memory
+            return self.mT.dequantize(dtype).mT  # a transpose: work in memory order
         return (decode(self.data, self.fmt) * self.spread_scale()).to(dtype)
 
     def spread_scale(self) -> Tensor:
-        """The scale of each number, float32; broadcasts to the data's shape."""
+        """The scale per number, float32; broadcasts to the data's shape."""
         return spread(self.scale, self.block, self.shape)
 
 
-def spread(scale: Tensor, block: Block | None, shape: torch.Size) -> Tensor:
-    """One scale a block -> one a number of a tensor of this shape (or what broadcasts to that)."""
-    if block is None or not shape:
-        return scale
-    for axis, side in zip((-2, -1)[-len(shape) :], block[-len(shape) :], strict=True):
-        if side is not None and side > 1:
-            scale = scale.repeat_interleave(side, axis).narrow(axis, 0, shape[axis])
-    return scale
-
-
-def quantize(x: Tensor, fmt: Format | str, block: Block | None = None, scale: Scale = "fp32") -> Quantized:
+def quantize(
+    x: Tensor, fmt: Format | str, block: Block | None = None, scale: ScaleRule = "fp32"
+) -> Quantized:
     """Scale x block by block and round it to ``fmt``, to nearest, saturating.
 
     Args:
-        x: (..., M, K) floats, or (K,), a single row. Each leading index has its own blocks; with no
+        x: (..., M, K) floats, or (K,), a single row. Each leading index has its own blocks; without a
             ``block`` the whole tensor has one scale.
-        fmt: a format of at most 8 bits. Where torch has no dtype for it, a byte holds one code.
+        fmt: a format of at most 8 bits. Where torch has no dtype for it, one byte holds one code.
         block: (rows, columns) that share a scale, each at least 1, None for the whole axis. Blocks at the
             edge may be smaller.
-        scale: ``fp32``, ``pow2`` (rounded up to a power of two), or see ``scales``.
+        scale: the rule: ``fp32``, ``pow2`` (rounded up to a power of two), or another of ``scales``.
 
-    A block of zeros has scale 1. Scales are at least 2^-126, so an amax below about 1e-35 uses fewer of the
-    format's codes instead of overflowing. Within a rounding of float32's largest number, a code can mean
-    more than float32 holds, and comes back infinite.
+    A block of zeros has scale 1. Scales are at least 2^-126, so a block with amax below about 1e-35 uses
+    fewer of the format's codes instead of overflowing. Within a rounding error of float32's largest number,
+    a code may stand for more than float32 holds; it dequantizes to infinity.
 
     Raises:
-        ValueError: an unknown format or scale, a format of more than 8 bits, a block that is not positive.
+        ValueError: an unknown format or scale, a format of more than 8 bits, or an invalid block.
         TypeError: x is not a tensor of real floating-point numbers.
     """
     fmt = _check(x, fmt, block, scale)
-    data = torch.empty(x.shape, dtype=fmt.dtype or torch.uint8, device=x.device)
-    scales = fill(data, x, fmt, block, scale)
-    return Quantized(data, scales.to(torch.float8_e8m0fnu) if is_power_of_two(scale) else scales, fmt, block)
+    fast = quantize_chunks(x, fmt, block, scale, fmt.dtype or torch.uint8)
+    if fast:
+        codes, scales = fast
+    else:
+        numbers, scales = _round_blocks(x, fmt, block, scale)
+        codes = encode(numbers, fmt)
+    return Quantized(codes, scales.to(torch.float8_e8m0fnu) if is_power_of_two(scale) else scales, fmt, block)
 
 
 def fake_quantize(
-    x: Tensor,
-    fmt: Format | str,
-    block: Block | None = None,
-    scale: Scale = "fp32",
+    x: Tensor, fmt: Format | str, block: Block | None = None, scale: ScaleRule = "fp32",
     dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """``quantize(x, ...).dequantize(dtype)`` without the codes ever being there, and faster. The same numbers
-    to the bit, but for the sign of zeros."""
+) -> Tensor:  # fmt: skip
+    """``quantize(x, ...).dequantize(dtype)`` without making the codes, which is faster: the same numbers to
+    the bit, except for the sign of zeros."""
     fmt = _check(x, fmt, block, scale)
-    out = torch.empty(x.shape, dtype=dtype, device=x.device)
-    fill(out, x, fmt, block, scale)
-    return out
+    fast = quantize_chunks(x, fmt, block, scale, dtype)
+    if fast:
+        return fast[0]
+    numbers, scales = _round_blocks(x, fmt, block, scale)
+    return (numbers.float() * spread(scales, block, x.shape)).to(dtype)
+
+
+def _round_blocks(x: Tensor, fmt: Format, block: Block | None, rule: ScaleRule) -> tuple[Tensor, Tensor]:
+    """The definition: numbers of ``fmt`` in x's shape, and the scales, float32."""
+    x = x.detach()
+    scales = scale_of(block_amax(x, fmt, block), fmt, rule)
+    return round_to(x / spread(scales, block, x.shape), fmt), scales
 
 
 def _check(x: Tensor, fmt: Format | str, block: Block | None, scale: str) -> Format:
@@ -125,6 +136,5 @@ def _check(x: Tensor, fmt: Format | str, block: Block | None, scale: str) -> For
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.itemsize == 1:
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"quantize takes floats of 16 bits or more, not {kind}; convert it first")
-    check_scale(scale)
-    check_block(block)
+    check_scaling(block, scale)
     return fmt

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from minimoe.precision.analysis.bounds import Kind, bound
+from minimoe.precision.analysis.bounds import BoundKind, bound
 from minimoe.precision.analysis.error import decompose, measure_error
 from minimoe.precision.analysis.operand import exact_product
 from minimoe.precision.quantize import Quantized
@@ -16,7 +16,7 @@ def assert_within_bound(
     a_MK: Tensor,
     b_KN: Tensor | Quantized,
     recipe: Recipe | str,
-    kind: Kind = "deterministic",
+    kind: BoundKind = "deterministic",
     *,
     failure: float = 1e-9,
 ) -> float:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minimoe.precision import BF16, E2M1, E4M3, E5M2, FP16, FP32, Accumulator, Format, round_to, tensor_core
-from minimoe.precision.tensor_core import AT_ONCE, TILE
+from minimoe.precision.tensor_core import OUTPUT_TILE, PRODUCTS_PER_STEP
 
 mmaemu = pytest.importorskip("mmaemu")
 
@@ -126,7 +126,7 @@ def test_the_tensor_core_is_its_definition_to_the_bit(case, formats):
 def test_compiled_steps_have_the_same_bits(formats):
     """Whole tiles and parts of them; the second format pair takes its exponents from a matmul in float64."""
     core = Accumulator.tensor_core(promote_every=64)
-    for m, k, n in ((TILE, 96, TILE), (300, 130, 140)):
+    for m, k, n in ((OUTPUT_TILE, 96, OUTPUT_TILE), (300, 130, 140)):
         a, b = (
             round_to(CASES["every code"](size, fmt), fmt)
             for size, fmt in zip(((m, k), (k, n)), formats, strict=True)
@@ -342,7 +342,9 @@ def test_what_is_not_finite_stays_so(accumulator):
 
 
 def test_bad_input_is_refused():
-    with pytest.raises(ValueError, match=rf"promote_every \(100\) must be a positive multiple of {AT_ONCE}"):
+    with pytest.raises(
+        ValueError, match=rf"promote_every \(100\) must be a positive multiple of {PRODUCTS_PER_STEP}"
+    ):
         Accumulator.tensor_core(promote_every=100)
     with pytest.raises(ValueError, match=r"promote_every \(0\) must be at least 1"):
         Accumulator.fp16(promote_every=0)

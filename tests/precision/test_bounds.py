@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from minimoe.precision.accumulator import Accumulator
-from minimoe.precision.analysis.bounds import _limits, bound, gamma, gamma_probabilistic, tightness
-from minimoe.precision.analysis.operand import cast_operand, exact_product
-from minimoe.precision.analysis.sum_bounds import Model, sums_of_codes
+from minimoe.precision.analysis import bound, exact_product, gamma, gamma_probabilistic, tightness
+from minimoe.precision.analysis.bounds import _ranges
+from minimoe.precision.analysis.operand import cast_operand
+from minimoe.precision.analysis.sum_bounds import RoundingModel, sums_of_codes
 from minimoe.precision.formats import BF16, E2M1, E2M3, E4M3, E4M3FNUZ, E5M2, FP16, FP32, INT8
 from minimoe.precision.matmul import matmul, multiply
 from minimoe.precision.quantize import quantize
@@ -168,9 +169,9 @@ def test_bounds_hold_for_quantized_weights(kind):
 def test_every_backend_stays_within_the_bound_of_any():
     a, b = torch.randn(32, 512), torch.randn(512, 32)
     for recipe, backends in (
-        (DEEPSEEK_V3, ("fold", "blocks")),
-        (DEEPSEEK_V3_POW2, ("fold", "bf16", "blocks")),
-        (ROWWISE, ("fold", "blocks", "hardware")),
+        (DEEPSEEK_V3, ("dequantize", "blocks")),
+        (DEEPSEEK_V3_POW2, ("dequantize", "bf16", "blocks")),
+        (ROWWISE, ("dequantize", "blocks", "hardware")),
     ):
         for kind in KINDS:
             limit, exact = bound(a, b, recipe, kind), exact_product(a, b)
@@ -242,11 +243,11 @@ def test_every_number_stays_within_its_own_limit(fmt, rule):
     largest = {"none": 3.0, "ocp": 1.004}.get(rule, 1.0) * fmt.max * scale
     x = torch.cat((largest, ties * scale, ties.nextafter(torch.tensor(0.0)) * scale, ties * 0.99 * scale), 1)
     operand = cast_operand(x, Cast(fmt, (1, None), rule), -1)
-    limits = _limits(operand, FULL)
-    error = (operand.meaning - operand.given).abs()
-    assert (error <= limits.rounding + limits.known * (1 + 1e-15)).all()
-    known = limits.kept != limits.size
-    torch.testing.assert_close(error[known], limits.known[known], rtol=1e-12, atol=0)
+    limits = _ranges(operand, FULL)
+    error = (operand.dequantized - operand.original).abs()
+    assert (error <= limits.rounding + limits.known_error * (1 + 1e-15)).all()
+    known = limits.center != limits.size
+    torch.testing.assert_close(error[known], limits.known_error[known], rtol=1e-12, atol=0)
     assert known.any()
     assert not (known & (limits.rounding > 0)).any()
 
@@ -259,9 +260,11 @@ def test_an_operand_knows_its_blocks_and_what_bf16_makes_of_it():
     recipe = DEEPSEEK_V3_POW2.with_(backend="bf16")
     for scale, exact in (("pow2", True), ("fp32", False)):  # weights may come with any scales
         operand = cast_operand(quantize(x, E4M3, (3, 5), scale), None, -2)
-        limits = _limits(operand, recipe)
+        limits = _ranges(operand, recipe)
         assert bool((limits.rounding == 0).all()) == exact
-        assert ((operand.meaning.bfloat16().double() - operand.meaning).abs() <= limits.rounding).all()
+        assert (
+            (operand.dequantized.bfloat16().double() - operand.dequantized).abs() <= limits.rounding
+        ).all()
 
 
 def test_bf16_multiplications_may_take_subnormal_numbers_for_0():
@@ -301,7 +304,7 @@ def test_accumulators_hold_their_part_of_the_bound(accumulator, fmt):
     for depth in (1, 31, 32, 33, 150):
         for name, make in CODES.items():
             a, b = make(fmt, 16, depth), make(fmt, depth, 16)
-            model = Model("deterministic" if name == "one" else "probabilistic", 1e-9, 256, depth)
+            model = RoundingModel("deterministic" if name == "one" else "probabilistic", 1e-9, 256, depth)
             sums, limit = sums_of_codes(a.abs().double(), b.abs().double(), (fmt, fmt), accumulator, model)
             torch.testing.assert_close(sums, a.abs().double() @ b.abs().double())
             error = (accumulator.matmul(a, b, formats=(fmt, fmt)).double() - a.double() @ b.double()).abs()
@@ -313,7 +316,7 @@ def test_a_tensor_core_cuts_its_terms_and_then_their_sum():
     a, one = torch.full((1, 31), 1 + 255 / 1024), torch.ones(31, 1)
     core, formats = Accumulator.tensor_core(2), (FP16, FP16)
     assert float(core.matmul(a, one, formats=formats)) == 28
-    model = Model("deterministic", 0.5, 1, 31)
+    model = RoundingModel("deterministic", 0.5, 1, 31)
     _, limit = sums_of_codes(a.double(), one.double(), formats, core, model)
     assert 31 * a[0, 0] - 28 <= float(limit) < 2 * (31 * a[0, 0] - 28)
 
@@ -325,7 +328,7 @@ def test_float32_sums_hold_their_part_of_the_bound():
         accumulator = Accumulator.fp32(every)
         error = (accumulator.matmul(a, b, formats=(FP32, FP32)).double() - exact).abs()
         for kind in KINDS:
-            model = Model(kind, 1e-9, 16, 2000)
+            model = RoundingModel(kind, 1e-9, 16, 2000)
             _, limit = sums_of_codes(a.double(), b.double(), (FP32, FP32), accumulator, model)
             assert (error <= limit).all()
         assert (error > limit / 1000).any()

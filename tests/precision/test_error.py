@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minimoe.precision.accumulator import Accumulator
-from minimoe.precision.analysis.error import Shares, decibels, decompose, measure_error
+from minimoe.precision.analysis import ErrorBreakdown, decibels, decompose, measure_error
 from minimoe.precision.formats import BF16, E2M1, E5M2, FP16, INT8
 from minimoe.precision.matmul import matmul
 from minimoe.precision.quantize import fake_quantize, quantize
@@ -141,13 +141,15 @@ def test_the_frobenius_norm_does_not_see_that_an_outlier_destroys_the_rest():
 def test_causes_add_up_to_the_whole_error(name, dtype):
     a = (torch.randn(3, 5, 300) * torch.randn(300).exp()).to(dtype)
     b = torch.randn(300, 7).to(dtype)
-    shares = decompose(a, b, name)
+    breakdown = decompose(a, b, name)
     whole = matmul(a, b, name).double() - a.double() @ b.double()
-    assert all(getattr(shares, cause).shape == (3, 5, 7) for cause in CAUSES)
-    torch.testing.assert_close(shares.total, whole, rtol=0, atol=1e-12 * float(whole.norm()))
-    torch.testing.assert_close(shares.exact, a.double() @ b.double(), rtol=0, atol=0)
-    assert tuple(shares.norms()) == CAUSES == Shares._fields[:-1]
-    assert shares.norms()["rounding"] == pytest.approx(float(shares.rounding.norm() / shares.exact.norm()))
+    assert all(getattr(breakdown, cause).shape == (3, 5, 7) for cause in CAUSES)
+    torch.testing.assert_close(breakdown.total, whole, rtol=0, atol=1e-12 * float(whole.norm()))
+    torch.testing.assert_close(breakdown.exact, a.double() @ b.double(), rtol=0, atol=0)
+    assert tuple(breakdown.norms()) == CAUSES == ErrorBreakdown._fields[:-1]
+    assert breakdown.norms()["rounding"] == pytest.approx(
+        float(breakdown.rounding.norm() / breakdown.exact.norm())
+    )
 
 
 @pytest.mark.parametrize(
@@ -164,9 +166,9 @@ def test_causes_add_up_to_the_whole_error(name, dtype):
 )
 def test_causes_add_up_with_any_accumulator_and_backend(recipe):
     a, b = torch.randn(9, 200), torch.randn(200, 11)
-    shares = decompose(a, b, recipe)
+    breakdown = decompose(a, b, recipe)
     whole = matmul(a, b, recipe).double() - a.double() @ b.double()
-    torch.testing.assert_close(shares.total, whole, rtol=0, atol=1e-12 * float(whole.norm()))
+    torch.testing.assert_close(breakdown.total, whole, rtol=0, atol=1e-12 * float(whole.norm()))
 
 
 def random_exact(rows, columns):
@@ -190,9 +192,9 @@ ONLY = {  # cause: operands and recipe with that cause alone
 
 @pytest.mark.parametrize("cause", CAUSES)
 def test_a_case_of_one_cause_is_attributed_to_it_alone(cause):
-    shares = decompose(*ONLY[cause]())
-    assert shares.dominant == cause
-    norms = shares.norms()
+    breakdown = decompose(*ONLY[cause]())
+    assert breakdown.dominant == cause
+    norms = breakdown.norms()
     assert norms.pop(cause) > 1e-4
     assert max(norms.values()) < 1e-6, norms
 
@@ -210,10 +212,10 @@ def test_the_causes_of_one_number():
         (470.0, "saturation", -22.0),
         (-5000.0, "saturation", 4552.0),
     ):
-        shares = decompose(torch.full((1, 1), value), one, NAIVE)
-        assert shares.dominant == cause, value
-        assert float(getattr(shares, cause)) == pytest.approx(error, abs=1e-6 * abs(value)), value
-        assert sum(float(getattr(shares, other)) != 0 for other in CAUSES) == 1, value
+        breakdown = decompose(torch.full((1, 1), value), one, NAIVE)
+        assert breakdown.dominant == cause, value
+        assert float(getattr(breakdown, cause)) == pytest.approx(error, abs=1e-6 * abs(value)), value
+        assert sum(float(getattr(breakdown, other)) != 0 for other in CAUSES) == 1, value
 
 
 def test_whole_numbers_underflow_only_to_zero():
@@ -229,25 +231,25 @@ def test_the_gradients_story():
     assert decompose(1e-4 * g, w, NAIVE).dominant == "underflow"
     assert decompose(1e4 * g, w, NAIVE).dominant == "saturation"
     for scale in (1e-4, 1.0, 1e4):
-        shares = decompose(scale * g, w, DEEPSEEK_V3)
-        assert shares.dominant == "rounding"
-        assert shares.norms()["saturation"] == 0
+        breakdown = decompose(scale * g, w, DEEPSEEK_V3)
+        assert breakdown.dominant == "rounding"
+        assert breakdown.norms()["saturation"] == 0
     assert 0.005 < decompose(g, w, MXFP8).norms()["saturation"] < 0.03
 
 
 def test_float64_that_is_no_float32_is_rounded_and_beyond_its_range_lost():
     a, one = torch.tensor([[1 / 3]], dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
-    shares = decompose(a, one, FULL)
-    assert shares.dominant == "rounding"
-    assert 0 < float(shares.rounding.abs()) < 2e-8
+    breakdown = decompose(a, one, FULL)
+    assert breakdown.dominant == "rounding"
+    assert 0 < float(breakdown.rounding.abs()) < 2e-8
     assert decompose(1e300 * a, one, FULL).dominant == "saturation"
 
 
 def test_quantized_weights_are_exact_and_nothing_costs_nothing():
     a, b = random_exact(8, 128), torch.randn(128, 8)
-    shares = decompose(a, quantize(b, E5M2, (128, 128)), ROWWISE)
-    assert shares.rounding.abs().max() == shares.underflow.abs().max() == 0
-    assert float(shares.exact.norm()) > 0
+    breakdown = decompose(a, quantize(b, E5M2, (128, 128)), ROWWISE)
+    assert breakdown.rounding.abs().max() == breakdown.underflow.abs().max() == 0
+    assert float(breakdown.exact.norm()) > 0
     empty = decompose(torch.zeros(3, 0), torch.zeros(0, 2), DEEPSEEK_V3)
     assert empty.total.shape == (3, 2)
     assert set(empty.norms().values()) == {0.0}
@@ -258,16 +260,16 @@ def test_stochastic_sums_add_up_as_well():
     recipe = ROWWISE.with_(accumulator=Accumulator.bf16("stochastic"))
     a, b = torch.rand(4, 64), torch.rand(64, 4)
     torch.manual_seed(3)
-    shares = decompose(a, b, recipe)
+    breakdown = decompose(a, b, recipe)
     torch.manual_seed(3)
     whole = matmul(a, b, recipe).double() - a.double() @ b.double()
-    torch.testing.assert_close(shares.total, whole, rtol=0, atol=1e-12 * float(whole.norm()))
+    torch.testing.assert_close(breakdown.total, whole, rtol=0, atol=1e-12 * float(whole.norm()))
 
 
 def test_what_is_not_finite_shows_in_the_parts():
     a = torch.randn(4, 64)
     a[1, 1] = torch.nan
-    shares = decompose(a, torch.randn(64, 4), DEEPSEEK_V3)
-    assert shares.total[1].isnan().all()
-    assert shares.total[0].isfinite().all()
-    assert math.isnan(shares.norms()[shares.dominant])
+    breakdown = decompose(a, torch.randn(64, 4), DEEPSEEK_V3)
+    assert breakdown.total[1].isnan().all()
+    assert breakdown.total[0].isfinite().all()
+    assert math.isnan(breakdown.norms()[breakdown.dominant])

@@ -4,10 +4,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from gfloat import Domain, FormatInfo, decode_ndarray
+from gfloat import decode_ndarray
+from oracles import FLOATING, LISTED, ML_DTYPES, gfloat_info, same_bits
 
 from minimoe.precision import (
-    BF16,
     E2M1,
     E2M3,
     E3M2,
@@ -24,63 +24,6 @@ from minimoe.precision import (
     Format,
     as_format,
 )
-
-ML_DTYPES = {
-    E4M3: ml_dtypes.float8_e4m3fn,
-    E5M2: ml_dtypes.float8_e5m2,
-    E4M3FNUZ: ml_dtypes.float8_e4m3fnuz,
-    E5M2FNUZ: ml_dtypes.float8_e5m2fnuz,
-    E8M0: ml_dtypes.float8_e8m0fnu,
-    BF16: ml_dtypes.bfloat16,
-    E3M2: ml_dtypes.float6_e3m2fn,
-    E2M3: ml_dtypes.float6_e2m3fn,
-    E2M1: ml_dtypes.float4_e2m1fn,
-}
-# pairs of widths that no package has a name for, with each kind of special codes
-PAIRS = [
-    Format("E5M6", 5, 6),
-    Format("E2M5", 2, 5),
-    Format("E3M4", 3, 4),
-    Format("E10M4", 10, 4),
-    Format("E3M4FN", 3, 4, "fn"),
-    Format("E1M6FN", 1, 6, "fn"),
-    Format("E1M6FNUZ", 1, 6, "fnuz"),
-    Format("E6M1FNUZ", 6, 1, "fnuz"),
-    Format("E1M6FINITE", 1, 6, "finite"),
-    Format("E4M0FINITE", 4, 0, "finite"),
-    Format("E5M0SCALE", 5, 0, "scale"),
-]
-LISTED = [fmt for fmt in [*FORMATS.values(), *PAIRS] if fmt.bits <= 20]
-FLOATING = [fmt for fmt in LISTED if fmt.exponent_bits]
-
-
-def gfloat_info(fmt: Format) -> FormatInfo:
-    """gfloat's description of the format, from its own parameters."""
-    e, m, specials = fmt.exponent_bits, fmt.mantissa_bits, fmt.specials
-    if e == 0:  # MX's INT8: whole numbers over 2^(m - 1)
-        return FormatInfo(
-            fmt.name, m + 1, m + 1, bias=0, is_signed=True, domain=Domain.Finite, has_nz=False,
-            num_high_nans=0, has_subnormals=True, is_twos_complement=True,
-        )  # fmt: skip
-    return FormatInfo(
-        fmt.name,
-        k=e + m + (specials != "scale"),
-        precision=m + 1,
-        bias=2 ** (e - 1) - (specials != "fnuz"),
-        is_signed=specials != "scale",
-        domain=Domain.Extended if specials == "ieee" else Domain.Finite,
-        has_nz=specials in ("ieee", "fn", "finite"),
-        num_high_nans={"ieee": 2**m - 1, "fn": 1, "scale": 1}.get(specials, 0),
-        has_subnormals=specials != "scale",
-        is_twos_complement=False,
-    )
-
-
-def same_bits(actual, expected):
-    """Equal numbers, -0 apart from 0, and NaN at the same places (of any bits)."""
-    np.testing.assert_array_equal(actual, expected)
-    number = ~np.isnan(expected)
-    np.testing.assert_array_equal(np.signbit(actual)[number], np.signbit(expected)[number])
 
 
 @pytest.mark.parametrize("fmt", FLOATING, ids=str)
@@ -201,18 +144,18 @@ def test_formats_are_equal_by_what_they_are_and_found_by_name():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((-1, 3), "-1 exponent and 3 mantissa bits; take 0 to 10 and 0 to 50"),
+        ((-1, 3), "-1 exponent and 3 mantissa bits; use 0 to 10 and 0 to 50"),
         ((4, -1), "4 exponent and -1 mantissa"),
         ((0, 0, "finite"), "0 exponent and 0 mantissa bits.*not both 0"),
         ((11, 3), "11 exponent and 3 mantissa.*float64"),
         ((8, 51), "8 exponent and 51 mantissa"),
-        ((1, 6), "1 exponent and 6 mantissa bits cannot be 'ieee'"),  # infinity would be all there is
-        ((5, 0), "cannot be 'ieee'"),  # no mantissa bit to tell NaN from infinity
-        ((4, 0, "fn"), "4 exponent and 0 mantissa bits cannot be 'fn'"),
-        ((0, 7, "fn"), "cannot be 'fn'"),
-        ((0, 7, "fnuz"), "cannot be 'fnuz'"),
-        ((8, 1, "scale"), "cannot be 'scale'"),
-        ((0, 7, "scale"), "cannot be 'scale'"),
+        ((1, 6), "1 exponent and 6 mantissa bits are invalid for 'ieee'"),  # infinity would be all there is
+        ((5, 0), "are invalid for 'ieee'"),  # no mantissa bit to tell NaN from infinity
+        ((4, 0, "fn"), "4 exponent and 0 mantissa bits are invalid for 'fn'"),
+        ((0, 7, "fn"), "are invalid for 'fn'"),
+        ((0, 7, "fnuz"), "are invalid for 'fnuz'"),
+        ((8, 1, "scale"), "are invalid for 'scale'"),
+        ((0, 7, "scale"), "are invalid for 'scale'"),
         ((4, 3, "fin"), "specials must be one of ieee, fn, fnuz, finite, scale, not 'fin'"),
     ],
 )
@@ -223,5 +166,5 @@ def test_impossible_formats_are_refused(arguments, message):
 
 @pytest.mark.parametrize("name", ["E9M9", "", 8, None])
 def test_unknown_names_are_refused_with_those_that_there_are(name):
-    with pytest.raises(ValueError, match=r"unknown format .*; take one of E4M3, .*, INT8, or make a Format"):
+    with pytest.raises(ValueError, match=r"unknown format .*; use one of E4M3, .*, INT8, or define a Format"):
         as_format(name)

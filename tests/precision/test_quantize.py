@@ -324,7 +324,7 @@ def test_a_block_that_cannot_be_is_refused(block):
 
 def test_bad_input_is_refused():
     x = torch.ones(4, 4)
-    with pytest.raises(ValueError, match="unknown format 'e4m4'; take one of E4M3"):
+    with pytest.raises(ValueError, match="unknown format 'e4m4'; use one of E4M3"):
         quantize(x, "e4m4")
     with pytest.raises(ValueError, match=r"at most 8 bits, not FP16 \(16 bits\)"):
         quantize(x, FP16)

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from test_formats import FLOATING, ML_DTYPES, PAIRS, gfloat_info, same_bits
+from oracles import FLOATING, ML_DTYPES, PAIRS, gfloat_info, same_bits
 
 from minimoe.precision import (
     BF16,
@@ -271,7 +271,7 @@ def test_the_gradient_is_passed_straight_through(rounding, dtype):
         (torch.ones(2).to(torch.float8_e5m2), E4M3, {}, TypeError, "not torch.float8_e5m2"),
         ([1.0], E4M3, {}, TypeError, "not list"),
         (np.ones(2), E4M3, {}, TypeError, "not ndarray"),
-        (torch.ones(2), "E9M9", {}, ValueError, "unknown format 'E9M9'; take one of E4M3"),
+        (torch.ones(2), "E9M9", {}, ValueError, "unknown format 'E9M9'; use one of E4M3"),
         (torch.ones(2), E4M3, {"rounding": "up"}, ValueError, "nearest, zero, stochastic, not 'up'"),
         (torch.ones(2), E4M3, {"overflow": "clip"}, ValueError, "saturate, inf, nan, not 'clip'"),
         (
@@ -308,7 +308,7 @@ def test_refusals_say_what_to_do(x, fmt, options, error, message):
     ],
 )
 def test_places_that_do_not_fit_are_refused(positions):
-    with pytest.raises(ValueError, match=r"positions are torch.*give int64 that broadcasts.*\(3, 4\)"):
+    with pytest.raises(ValueError, match=r"positions are torch.*pass int64 that broadcasts.*\(3, 4\)"):
         round_to(torch.ones(3, 4), E4M3, rounding="stochastic", positions=positions)
 
 

@@ -7,7 +7,7 @@ import gfloat
 import numpy as np
 import pytest
 import torch
-from test_formats import ML_DTYPES, gfloat_info
+from oracles import ML_DTYPES, gfloat_info
 
 from minimoe.precision import BF16, E4M3, E4M3FNUZ, E5M2, E8M0, FORMATS, FP16, FP32, TF32, Format, round_to
 from minimoe.testing.quantizers import check_quantizer

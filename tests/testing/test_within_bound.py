@@ -61,8 +61,8 @@ def test_the_margin_is_the_largest_error_over_its_bound():
 def test_all_backends_pass():
     a, b = uneven(64, 384), uneven(384, 64)
     for recipe, backends in (
-        (DEEPSEEK_V3, ("auto", "fold", "blocks")),
-        (DEEPSEEK_V3_POW2, ("auto", "fold", "bf16", "blocks")),
+        (DEEPSEEK_V3, ("auto", "dequantize", "blocks")),
+        (DEEPSEEK_V3_POW2, ("auto", "dequantize", "bf16", "blocks")),
         (ROWWISE, ("auto", "hardware", "blocks")),
     ):
         for backend in backends:
@@ -193,7 +193,7 @@ def test_questions_that_make_no_sense_are_refused():
     y = a @ b
     with pytest.raises(ValueError, match=r"actual is \(7, 8\), but a b is \(8, 8\)"):
         assert_within_bound(y[1:], a, b, "deepseek-v3")
-    with pytest.raises(ValueError, match="unknown recipe 'v3'; take one of full, deepseek-v3"):
+    with pytest.raises(ValueError, match="unknown recipe 'v3'; use one of full, deepseek-v3"):
         assert_within_bound(y, a, b, "v3")
     with pytest.raises(ValueError, match="bound of all 64 elements is infinite"):
         assert_within_bound(y, a, b, ROWWISE.with_(accumulator=Accumulator.fp16()))

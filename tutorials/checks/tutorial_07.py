@@ -8,7 +8,7 @@ from torch import Tensor
 
 from checks import Verdict, compare
 from minimoe.precision import E4M3, fake_quantize, matmul
-from minimoe.precision.scales import Scale
+from minimoe.precision.scales import ScaleRule
 
 
 def _layer(tokens: int, inputs: int, outputs: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -66,7 +66,7 @@ _GRADIENT_HINTS = (  # of a square layer, where all of these can be multiplied
 )
 
 
-def _cast(x: Tensor, block: tuple[int, int] | None, rule: Scale = "fp32") -> Tensor:
+def _cast(x: Tensor, block: tuple[int, int] | None, rule: ScaleRule = "fp32") -> Tensor:
     return fake_quantize(x, E4M3, block, rule)
 
 

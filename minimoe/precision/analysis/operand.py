@@ -1,6 +1,5 @@
-"""One operand of a product before and after its cast, in float64: what ``error`` and ``bounds`` look at."""
+"""[evidence] One operand of a product before and after its cast, in float64, for error analysis."""
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -13,29 +12,29 @@ from minimoe.precision.recipe import Cast
 
 
 class Operand(NamedTuple):
-    """(M, K) or (K, N), whichever the operand is."""
+    """An operand (M, K) or (K, N)."""
 
-    given: Tensor  # float64: what came in
-    meaning: Tensor  # float64: what the codes mean, code * scale not rounded
-    scale: Tensor  # float64, one a number (a view that repeats)
+    original: Tensor  # float64
+    dequantized: Tensor  # float64: code * scale, not rounded
+    scale: Tensor  # float64, one per number (an expanded view)
     fmt: Format
-    side: int | None  # how many numbers of the contracted axis share a scale, None: all
+    side: int | None  # how many numbers along the contracted axis share a scale, None: all
 
     def saturated(self) -> Tensor:
-        """bool: beyond the largest number, from where rounding reaches the next there would be."""
+        """bool: beyond the largest number, from where rounding would reach the next one."""
         fmt = self.fmt
-        step = max(2.0 ** (math.frexp(fmt.max)[1] - 1 - fmt.mantissa_bits), fmt.min_subnormal)
-        return self.given.abs() >= (fmt.max + step / 2) * self.scale
+        step = max(2.0 ** (fmt.max_exponent - fmt.mantissa_bits), fmt.min_subnormal)
+        return self.original.abs() >= (fmt.max + step / 2) * self.scale
 
     def underflowed(self) -> Tensor:
-        """bool: below the smallest number with a full mantissa. Of whole numbers: below 1."""
+        """bool: below the smallest number with a full mantissa; for integer formats, below 1."""
         least = self.fmt.min_normal if self.fmt.exponent_bits else self.fmt.min_subnormal
-        return self.given.abs() < least * self.scale
+        return self.original.abs() < least * self.scale
 
 
 def cast_operand(x: Tensor | Quantized, cast: Cast | None, contracted: int) -> Operand:
-    """x, contracted along its axis -1 or -2, as a product sees it. Without a cast it becomes float32 (which
-    counts as a format without a scale); ``Quantized`` is what its codes mean."""
+    """x, contracted along its axis -1 or -2, as it enters a product. Without a cast it becomes float32 (as a
+    format without a scale); the original of a ``Quantized`` is its dequantized numbers."""
     if isinstance(x, Tensor):
         x = x.detach()
         if cast is None:
@@ -45,11 +44,11 @@ def cast_operand(x: Tensor | Quantized, cast: Cast | None, contracted: int) -> O
     else:
         codes = x
     scale = codes.spread_scale().double().expand(codes.shape)
-    meaning = decode(codes.data, codes.fmt).double() * scale
-    given = x.double() if isinstance(x, Tensor) else meaning
-    return Operand(given, meaning, scale, codes.fmt, (codes.block or (None, None))[contracted + 2])
+    dequantized = decode(codes.data, codes.fmt).double() * scale
+    original = x.double() if isinstance(x, Tensor) else dequantized
+    return Operand(original, dequantized, scale, codes.fmt, (codes.block or (None, None))[contracted])
 
 
 def exact_product(a_MK: Tensor, b_KN: Tensor | Quantized) -> Tensor:
-    """a_MK @ b_KN of the numbers as given -> (..., M, N), float64."""
-    return a_MK.detach().double() @ cast_operand(b_KN, None, -2).given
+    """a_MK @ b_KN in float64 -> (..., M, N)."""
+    return a_MK.detach().double() @ cast_operand(b_KN, None, -2).original
