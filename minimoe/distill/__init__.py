@@ -1,4 +1,4 @@
-"""Distillation: the small learn from the big."""
+"""Knowledge distillation: losses, and training of a small student by a large teacher."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The trainer and its loop are loaded on first use: the losses alone need neither."""
+    """Load the trainer on first use, since the losses do not need it."""
     if name not in ("DistillationTrainer", "distill"):
         raise AttributeError(f"module 'minimoe.distill' has no attribute {name!r}")
     from minimoe.distill import trainer

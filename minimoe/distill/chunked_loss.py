@@ -1,10 +1,10 @@
-"""``kd_loss`` from hidden states, a few tokens at a time: all tokens' logits are never there at once.
+"""[speed] ``kd_loss`` from hidden states, one chunk of tokens at a time, so all logits never exist at once.
 
-A large vocabulary makes the logits the largest tensors of a training step, and with a teacher there are two,
-each with its softmax. Here both heads are applied to a chunk of tokens, and the chunk's gradient is taken at
-once, so that its logits can go. What stays is the gradient of the hidden states and of the head, and backward
-only multiplies them by what comes in. That is the idea of Liger Kernel's fused linear losses (arXiv
-2410.10989), in plain PyTorch.
+With a large vocabulary the logits are the largest tensors of a training step, and distillation has two of
+them, each with its softmax. Here both heads are applied to a chunk of tokens, and the chunk's gradient is
+computed immediately, so that its logits can be freed. Only the gradients of the hidden states and of the head
+are kept; backward multiplies them by the incoming gradient. This is the idea of Liger Kernel's fused linear
+losses (arXiv 2410.10989), in plain PyTorch.
 
 Dimensions: T = B*L tokens, V vocabulary, D width (the student's and the teacher's may differ).
 """
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from minimoe.distill.losses import Kind, check_settings, check_tokens, kd_loss
+from minimoe.distill.checks import Kind, check_settings, check_tokens
+from minimoe.distill.losses import kd_loss
 
-CHUNK_BYTES = 32 * 2**20  # of a chunk's float32 logits; large enough for a matmul to be fast
+CHUNK_BYTES = 32 * 2**20  # of float32 logits per chunk; large enough for fast matmuls
 
 
 def chunked_kd_loss(
@@ -27,30 +28,31 @@ def chunked_kd_loss(
     beta: float = 0.5, ignore_index: int = -100, mask: Tensor | None = None, chunk_size: int | None = None,
 ) -> Tensor:  # fmt: skip
     """``kd_loss(student_hidden @ student_head.T, teacher_hidden @ teacher_head.T, ...)``, the mean over the
-    tokens that count, and its gradients, in the memory of a chunk's logits. It has no second derivatives.
+    tokens that count, and its gradients, in the memory of one chunk's logits. Second derivatives are not
+    supported.
 
     Args:
-        student_hidden, teacher_hidden: (..., D), what the heads are applied to. Each has its own D.
-        student_head, teacher_head: (V, D). The student's gradient is added up in float32 at least.
-        chunk_size: tokens at a time; by default as many as have 32 MB of float32 logits.
-        The others are those of ``kd_loss``.
+        student_hidden, teacher_hidden: (..., D), the inputs of the heads. Each has its own D.
+        student_head, teacher_head: (V, D). The student's gradient is accumulated in float32 or wider.
+        chunk_size: tokens per chunk; by default as many as have 32 MB of float32 logits.
+        Other arguments are those of ``kd_loss``.
 
     Raises:
-        ValueError, TypeError: as ``kd_loss``; ValueError also for chunk_size below 1, or a head that does not
-            fit.
+        ValueError, TypeError: as ``kd_loss``; ValueError also for chunk_size below 1 or a head of the wrong
+            shape.
     """
     check_settings(kind, temperature, alpha, beta)
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size ({chunk_size}) must be at least 1, or None")
     logits = {
-        "student": _logits_to_be("student", student_hidden, student_head),
-        "teacher": _logits_to_be("teacher", teacher_hidden, teacher_head),
+        "student": _empty_logits("student", student_hidden, student_head),
+        "teacher": _empty_logits("teacher", teacher_hidden, teacher_head),
     }
     valid = check_tokens(targets, ignore_index, mask, **logits)
     student_TD = student_hidden.reshape(-1, student_hidden.shape[-1])
     teacher_TD = teacher_hidden.detach().reshape(-1, teacher_hidden.shape[-1])
     targets_T, mask_T = (None if x is None else x.reshape(-1) for x in (targets, mask))
-    if valid is not None:  # the head's gradient multiplies every hidden state, and 0 · NaN is NaN
+    if valid is not None:  # the head's gradient multiplies every hidden state, and 0 · NaN = NaN
         student_TD = student_TD.masked_fill(~valid.reshape(-1, 1), 0)
 
     def sum_over(student_logits: Tensor, tokens: slice) -> Tensor:
@@ -65,23 +67,23 @@ def chunked_kd_loss(
             raise ValueError(f"in the chunk from token {tokens.start}: {error}") from error
 
     chunk_size = chunk_size or max(1, CHUNK_BYTES // (4 * len(student_head)))
-    # Within a Function gradients are always off, so it has to be told.
+    # Inside a Function gradients are always disabled, so their state is passed in.
     total = _SumInChunks.apply(student_TD, student_head, sum_over, chunk_size, torch.is_grad_enabled())
     return total / (len(student_TD) if valid is None else valid.sum().clamp(min=1))
 
 
-def _logits_to_be(whose: str, hidden: Tensor, head: Tensor) -> Tensor:
-    """(..., V) of the logits' shape and dtype, without memory. ValueError for a head that does not fit."""
+def _empty_logits(name: str, hidden: Tensor, head: Tensor) -> Tensor:
+    """(..., V) with the logits' shape and dtype, without memory. ValueError for a head of the wrong shape."""
     if head.ndim != 2 or hidden.ndim == 0 or hidden.shape[-1] != head.shape[-1]:
         raise ValueError(
-            f"{whose} hidden {tuple(hidden.shape)} and head {tuple(head.shape)} must be (..., D) and (V, D), "
-            "the same D; a head that is (D, V) has to be transposed"
+            f"{name} hidden {tuple(hidden.shape)} and head {tuple(head.shape)} must be (..., D) and (V, D), "
+            "with the same D; transpose a head that is (D, V)"
         )
     return torch.empty((*hidden.shape[:-1], len(head)), dtype=hidden.dtype, device="meta")
 
 
 class _SumInChunks(torch.autograd.Function):
-    """sum_over(hidden_TD @ head_VD.T), computed a chunk of tokens at a time; the gradients with it."""
+    """sum_over(hidden_TD @ head_VD.T) and its gradients, computed one chunk of tokens at a time."""
 
     @staticmethod
     def forward(
@@ -91,7 +93,7 @@ class _SumInChunks(torch.autograd.Function):
         for_hidden, for_head = (with_grad and needed for needed in ctx.needs_input_grad[:2])
         wide = torch.promote_types(head_VD.dtype, torch.float32)
         grad_hidden_TD = torch.empty_like(hidden_TD) if for_hidden else None
-        # A bf16 sum over many chunks would stop growing where a chunk is less than its last digit.
+        # A bf16 sum over many chunks stops growing once a chunk is smaller than its last digit.
         grad_head_VD = torch.zeros_like(head_VD, dtype=wide) if for_head else None
         total = torch.zeros((), dtype=wide, device=hidden_TD.device)
         for start in range(0, len(hidden_TD), chunk_size):
@@ -113,6 +115,6 @@ class _SumInChunks(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
-        # Autograd itself rounds the head's gradient to the head's dtype.
-        grads = [None if kept is None else grad_total * kept for kept in ctx.saved_tensors]
+        # Autograd rounds the head's gradient to the head's dtype.
+        grads = [None if saved is None else grad_total * saved for saved in ctx.saved_tensors]
         return (*grads, None, None, None)

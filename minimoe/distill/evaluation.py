@@ -1,4 +1,4 @@
-"""How good a student is, and how like its teacher it has become.
+"""[evidence] Evaluate a student: its bits per byte, how closely it matches its teacher, speed and samples.
 
 Dimensions: B batch, L sequence length, V vocabulary.
 """
@@ -21,17 +21,20 @@ from minimoe.training.trainer import cross_entropy
 
 @dataclass(frozen=True)
 class StudentMetrics:
-    """Over the validation text, by domain and ("all") their mean."""
+    """Means over the validation text, by domain and over all of them ("all")."""
 
-    bits: dict[str, float]  # the student's, a byte
+    bits: dict[str, float]
+    """the student's bits per byte"""
     teacher_bits: dict[str, float]
-    agreement: dict[str, float]  # share of places where both hold the same byte for the likeliest
-    divergence: dict[str, float]  # mean KL(teacher ‖ student), nats a byte
+    agreement: dict[str, float]
+    """fraction of positions where student and teacher find the same byte most likely"""
+    divergence: dict[str, float]
+    """KL(teacher ‖ student), nats per byte"""
 
 
 @torch.no_grad()
 def student_metrics(student: GPT, teacher: GPT, corpus: Corpus, config: TrainConfig) -> StudentMetrics:
-    """Compare two models on the windows that the training loop evaluates on. Their modes become eval."""
+    """Compare two models on the windows that the training loop evaluates on. Both are left in eval mode."""
     device = student.embedding.weight.device
     student.eval()
     teacher.eval()
@@ -39,16 +42,16 @@ def student_metrics(student: GPT, teacher: GPT, corpus: Corpus, config: TrainCon
     batches = corpus.validation_batches(student.config.context, config.eval_sequences, config.batch_size)
     for batch in batches:
         batch = batch.to(device)
-        mine_BLV, theirs_BLV = student(batch.tokens_BL)[0], teacher(batch.tokens_BL)[0]
-        figures = (
-            cross_entropy(mine_BLV, batch.targets_BL) / math.log(2),
-            cross_entropy(theirs_BLV, batch.targets_BL) / math.log(2),
-            (mine_BLV.argmax(-1) == theirs_BLV.argmax(-1)).double().mean(),
-            divergence(mine_BLV, theirs_BLV),
+        student_BLV, teacher_BLV = student(batch.tokens_BL)[0], teacher(batch.tokens_BL)[0]
+        metrics = (
+            cross_entropy(student_BLV, batch.targets_BL) / math.log(2),
+            cross_entropy(teacher_BLV, batch.targets_BL) / math.log(2),
+            (student_BLV.argmax(-1) == teacher_BLV.argmax(-1)).double().mean(),
+            divergence(student_BLV, teacher_BLV),
         )
-        share = len(batch.domains_B) / config.eval_sequences
-        domain = int(batch.domains_B[0])  # a batch is of one domain
-        totals[:, domain] += share * torch.tensor([figure.item() for figure in figures])
+        weight = len(batch.domains_B) / config.eval_sequences
+        domain = int(batch.domains_B[0])  # every batch has a single domain
+        totals[:, domain] += weight * torch.tensor([metric.item() for metric in metrics])
     return StudentMetrics(*(_with_mean(corpus, values) for values in totals))
 
 
@@ -56,8 +59,10 @@ def _with_mean(corpus: Corpus, values: Tensor) -> dict[str, float]:
     return {ALL: values.mean().item()} | dict(zip(corpus.domains, values.tolist(), strict=True))
 
 
-def speeds(models: dict[str, GPT], *, batch: int = 16, tokens: int = 32, rounds: int = 5) -> dict[str, float]:
-    """Bytes a second that each model writes, ``batch`` texts at a time; medians of turns."""
+def generation_speeds(
+    models: dict[str, GPT], *, batch: int = 16, tokens: int = 32, rounds: int = 5
+) -> dict[str, float]:
+    """Bytes per second that each model generates, ``batch`` texts at a time; medians, timed in turns."""
     device = next(iter(models.values())).embedding.weight.device
     prompt = torch.zeros(batch, 8, dtype=torch.long, device=device)
     tasks = {name: lambda model=model: generate(model, prompt, tokens) for name, model in models.items()}
@@ -65,18 +70,18 @@ def speeds(models: dict[str, GPT], *, batch: int = 16, tokens: int = 32, rounds:
     return {name: batch * tokens / seconds[name] for name in models}
 
 
-def samples(
+def sample_texts(
     models: dict[str, GPT], corpus: Corpus, *, prompt: int = 32, tokens: int = 80, temperature: float = 0.5
 ) -> dict[str, str]:
-    """What each goes on with after the same piece of text, which is under "prompt"."""
+    """Each model's continuation of the same piece of text, which is under "prompt"."""
     prompt_1P = draw_prompts(corpus, len(corpus.domains), prompt, seed=0)[0][-1:]
-    found = {"prompt": as_text(prompt_1P[0])}
+    texts = {"prompt": as_text(prompt_1P[0])}
     for name, model in models.items():
         device = model.embedding.weight.device
         generator = torch.Generator(device).manual_seed(0)
-        written = generate(model, prompt_1P.to(device), tokens, temperature=temperature, generator=generator)
-        found[name] = as_text(written[0])
-    return found
+        row_1L = generate(model, prompt_1P.to(device), tokens, temperature=temperature, generator=generator)
+        texts[name] = as_text(row_1L[0])
+    return texts
 
 
 def as_text(tokens_L: Tensor) -> str:

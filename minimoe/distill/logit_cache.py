@@ -1,18 +1,17 @@
-"""A teacher's likeliest tokens on the disk, so that it need only be run once.
+"""[speed] A teacher's top-K predictions on disk: the teacher runs once for any number of students.
 
-The batches of a run depend on (seed, step, micro-batch) alone (``minimoe.data``). So a teacher can be asked
-about all of them beforehand, and any number of students read its answers (arXiv 2503.16870, which also says
-what it costs in truth to keep only the K likeliest of V tokens; see ``sparse``).
+The batches of a run depend on (seed, step, micro-batch) alone, so a teacher can predict all of them first
+(arXiv 2503.16870, which also measures what is lost by storing only K of V tokens; see ``topk_loss``).
 
-A file holds, for S steps, log_probs (S, A, B, L, K) float16, ids (S, A, B, L, K) uint8, int16 or int32, and a
-digest of each micro-batch's tokens (S, A) int64. It is one of the pieces of a folder (``shards``).
+A shard holds S steps: log_probs (S, A, B, L, K) float16, ids (S, A, B, L, K) uint8, int16 or int32, and a
+digest of each micro-batch's tokens (S, A) int64.
 
 A token takes (2 + 1) K bytes where V <= 256, (2 + 2) K where V <= 32,768, else (2 + 4) K. float16 rounds a
-log-probability by at most 2^-11 of itself, or 2^-25 where that is more; so a probability of e^-10 is off by
-0.5 % of itself. -inf stays. Below -65,519, where a probability is 0 in float64 too, it becomes -inf.
+log-probability by at most 2^-11 of its value, or 2^-25 if that is more, so a probability of e^-10 is off by
+0.5 %. -inf is exact. Below -65,519, where the probability is 0 in float64 too, values become -inf.
 
-Dimensions: S steps of a file, A micro-batches a step, B batch, L sequence length, V vocabulary, K teacher
-entries a token.
+Dimensions: S steps per shard, A micro-batches per step, B batch, L sequence length, V vocabulary, K teacher
+entries per token.
 """
 
 import hashlib
@@ -26,162 +25,138 @@ from safetensors import safe_open
 from torch import Tensor
 
 from minimoe.data.corpus import Corpus
-from minimoe.distill.logit_cache_settings import Settings, run_settings, settings_for
-from minimoe.distill.shard_store import ShardError, Shards, compare, read_settings
+from minimoe.distill.logit_cache_settings import CacheSettings, batch_settings, cache_settings
+from minimoe.distill.shard_store import ShardError, ShardStore, compare, read_settings
 from minimoe.distill.topk_loss import TopK, top_k
 from minimoe.models.gpt import GPT
 from minimoe.training.config import TrainConfig
 
 
 def write_cache(
-    folder: Path | str,
-    teacher: GPT,
-    corpus: Corpus,
-    config: TrainConfig,
-    k: int,
-    *,
-    temperature: float = 1.0,
-    context: int | None = None,
-    steps_per_file: int = 50,
-    device: str = "cpu",
-    progress: Callable[[int, int], None] | None = None,
-) -> int:
-    """Write the teacher's k likeliest tokens of every batch of the run -> bytes on the disk.
+    folder: Path | str, teacher: GPT, corpus: Corpus, config: TrainConfig, k: int, *,
+    temperature: float = 1.0, context: int | None = None, steps_per_shard: int = 50, device: str = "cpu",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> int:  # fmt: skip
+    """Write the teacher's k most likely tokens for every batch of the run -> bytes on disk.
 
-    Called again after a kill, it goes on: files that are whole are kept, the others written. The teacher
-    answers on ``device``, in eval mode; both are put back.
+    After a kill the same call resumes: intact shards are kept, the others written. The teacher predicts on
+    ``device`` in eval mode; its device and mode are restored.
 
     Args:
-        temperature: T of softmax(logits / T), whose logarithms are kept.
+        temperature: T of softmax(logits / T), whose logarithms are stored.
         context: L, of the students; the teacher's if None.
-        steps_per_file: S. That many steps' answers are held in memory, and lost by a kill.
-        progress: told after each step that the teacher was asked about: steps done, steps in all.
+        steps_per_shard: S. This many steps are held in memory, and lost by a kill.
+        on_progress: called after each step with the number of steps done and of all steps.
 
     Raises:
-        ShardError: a setting that cannot be, too little disk, or a folder that holds something else, or a
-            cache made with other settings, from other text or by another teacher.
-        ValueError: text that does not fit the teacher, as ``Corpus.check``.
+        ShardError: an invalid setting, a full disk, or a folder that holds something else or a cache with
+            other settings, of other text or of another teacher.
+        ValueError: the corpus does not fit the teacher, as ``Corpus.check``.
     """
-    settings = settings_for(teacher, corpus, config, k, temperature, steps_per_file, context)
+    sizes: dict[str, Any] = {"context": context, "steps_per_shard": steps_per_shard}
+    settings = cache_settings(teacher, corpus, config, k, temperature=temperature, **sizes)
     corpus.check(settings.context, settings.vocabulary)
-    shards = Shards(Path(folder), len(settings.pieces))
-    todo = shards.claim(asdict(settings), [len(steps) * settings.step_bytes for steps in settings.pieces])
+    store = ShardStore(Path(folder), len(settings.shards))
+    todo = store.prepare(asdict(settings), [len(steps) * settings.step_bytes for steps in settings.shards])
     home, was_training = teacher.embedding.weight.device, teacher.training
     teacher.to(device).eval()
     try:
-        for piece in todo:
-            answers = []
-            for step in settings.pieces[piece]:
-                answers.append(_ask(teacher, corpus, settings, step, device))
-                if progress is not None:
-                    progress(step + 1, config.steps)
-            tensors = {name: torch.stack([answer[name] for answer in answers]) for name in answers[0]}
-            shards.save(piece, tensors)
+        for i in todo:
+            steps = []
+            for step in settings.shards[i]:
+                steps.append(_predict_step(teacher, corpus, settings, step, device))
+                if on_progress is not None:
+                    on_progress(step + 1, config.steps)
+            store.save(i, {name: torch.stack([tensors[name] for tensors in steps]) for name in steps[0]})
     finally:
         teacher.to(home).train(was_training)
-    return shards.nbytes
+    return store.nbytes
 
 
 class CachedTopK:
-    """What ``write_cache`` wrote, by step and micro-batch: ``look`` answers as the teacher would.
+    """A teacher that reads what ``write_cache`` wrote, by step and micro-batch.
 
-    Files are opened when they are needed, one at a time, mapped rather than read. A file's checksum is looked
-    at when it is first opened.
+    Shards are memory-mapped one at a time, when they are needed; checksums are verified on first use.
 
     Args:
-        corpus, config, context: of the student's run, whose steps may be fewer than the cache has.
-        k: how many of the stored tokens are wanted, the likeliest first; None for all.
+        corpus, config, context: of the student's run, which may have fewer steps than the cache.
+        k: how many of the stored tokens to use, most likely first; None for all.
         temperature: of the student's loss; the cache must have the same.
 
     Raises:
-        ShardError: no cache, a damaged or unfinished one, or one that was made for another run.
+        ShardError: a missing, damaged or incomplete cache, or one made for another run.
     """
 
     def __init__(
-        self,
-        folder: Path | str,
-        corpus: Corpus,
-        config: TrainConfig,
-        context: int,
-        *,
-        k: int | None = None,
-        temperature: float = 1.0,
-    ) -> None:
+        self, folder: Path | str, corpus: Corpus, config: TrainConfig, context: int, *,
+        k: int | None = None, temperature: float = 1.0,
+    ) -> None:  # fmt: skip
         self.folder = Path(folder)
-        found = read_settings(self.folder)
-        wanted = run_settings(corpus, config, context) | {"temperature": temperature}
-        compare(self.folder, found, wanted)
-        self.settings = stored = Settings(**found)
-        self.temperature = stored.temperature
-        self.k = stored.k if k is None else k
-        for name, most, ours in (("steps", stored.steps, config.steps), ("k", stored.k, self.k)):
-            if not 1 <= ours <= most:
+        stored = read_settings(self.folder)
+        compare(self.folder, stored, batch_settings(corpus, config, context) | {"temperature": temperature})
+        self.settings = CacheSettings(**stored)
+        self.temperature = temperature
+        self.k = self.settings.k if k is None else k
+        for name, requested in (("steps", config.steps), ("k", self.k)):
+            if not 1 <= requested <= stored[name]:
                 raise ShardError(
-                    f"{name} ({ours}) must be from 1 to {most}, which {self.folder} was made with; ask for "
-                    "that, or write a larger cache in another folder"
+                    f"{name} ({requested}) must be from 1 to {stored[name]}, which {self.folder} was made "
+                    "with; use fewer, or write a larger cache in another folder"
                 )
-        self.shards = Shards(self.folder, len(stored.pieces))
-        for piece in range(-(-config.steps // stored.steps_per_file)):
-            self.shards.find(piece)
-        self.nbytes = self.shards.nbytes
-        self._opened: tuple[int, Any] = (-1, None)
+        self.store = ShardStore(self.folder, len(self.settings.shards))
+        for i in range(-(-config.steps // self.settings.steps_per_shard)):
+            self.store.path(i)
+        self.nbytes = self.store.nbytes
+        self._open_shard: tuple[int, Any] = (-1, None)
 
     def predict(self, tokens_BL: Tensor, step: int, micro: int) -> TopK:
-        """tokens_BL (B, L), micro-batch ``micro`` of step ``step`` (the first is 0) -> log_probs (B, L, K)
-        float16 and ids (B, L, K) int64, the likeliest first, on tokens_BL's device. It is waited for: the
-        tokens are compared with those that the teacher saw.
+        """tokens_BL (B, L), micro-batch ``micro`` of step ``step``, both counted from 0 -> log_probs
+        (B, L, K) float16 and ids (B, L, K) int64, most likely first, on tokens_BL's device. A GPU
+        synchronizes, because the tokens are compared with those that the teacher read.
 
-        float16 is left as it is: ``sparse`` takes from the dtype how far the numbers can be trusted.
+        log_probs stay float16: their dtype tells ``topk_loss`` how precise they are.
 
         Raises:
-            ShardError: a batch that the cache does not have, other tokens, a missing or damaged file.
+            ShardError: a batch outside the cache, other tokens, a missing or damaged shard.
         """
         stored = self.settings
         if not (0 <= step < stored.steps and 0 <= micro < stored.accumulate):
             raise ShardError(
-                f"step {step}, micro-batch {micro} is not in {self.folder}: its {stored.steps} steps of "
-                f"{stored.accumulate} are counted from 0; write a larger cache in another folder"
+                f"step {step}, micro-batch {micro} is not in {self.folder}, which has {stored.steps} steps "
+                f"of {stored.accumulate}, counted from 0; write a larger cache in another folder"
             )
-        piece, row = divmod(step, stored.steps_per_file)
-        tensors = self._open(piece)
-        found, wanted = _digest(tokens_BL), int(tensors.get_slice("digests")[row, micro])
-        if found != wanted:
+        i, row = divmod(step, stored.steps_per_shard)
+        if i != self._open_shard[0]:
+            self._open_shard = i, safe_open(self.store.verified(i), framework="pt")
+        tensors = self._open_shard[1]
+        digest, expected = _digest(tokens_BL), int(tensors.get_slice("digests")[row, micro])
+        if digest != expected:
             raise ShardError(
                 f"these tokens {tuple(tokens_BL.shape)} are not those of step {step}, micro-batch {micro} in "
-                f"{self.folder} (digest {wanted}, here {found}); look with what corpus.batch draws, or write "
-                "the cache again in another folder if another numpy draws otherwise now"
+                f"{self.folder} (digest {expected}, here {digest}); pass what corpus.batch draws, or, if a "
+                "new numpy version draws differently, write the cache again in another folder"
             )
-        log_probs, ids = (
-            tensors.get_slice(name)[row, micro, :, :, : self.k].to(tokens_BL.device)
-            for name in ("log_probs", "ids")
-        )
-        return TopK(log_probs, ids.long())
-
-    def _open(self, piece: int) -> Any:
-        """The tensors of a piece."""
-        if piece != self._opened[0]:
-            self._opened = piece, safe_open(self.shards.find_sound(piece), framework="pt")
-        return self._opened[1]
+        log_probs, ids = (tensors.get_slice(name)[row, micro, :, :, : self.k] for name in TopK._fields)
+        return TopK(log_probs.to(tokens_BL.device), ids.to(tokens_BL.device).long())
 
 
 @torch.no_grad()
-def _ask(teacher: GPT, corpus: Corpus, settings: Settings, step: int, device: str) -> dict[str, Tensor]:
-    """The teacher's answers to one step: log_probs (A, B, L, K), ids (A, B, L, K), digests (A,)."""
-    answers, digests = [], []
+def _predict_step(
+    teacher: GPT, corpus: Corpus, settings: CacheSettings, step: int, device: str
+) -> dict[str, Tensor]:
+    """The teacher's predictions for one step: log_probs (A, B, L, K), ids (A, B, L, K), digests (A,)."""
+    predictions, digests = [], []
     for micro in range(settings.accumulate):
         batch = corpus.batch(settings.seed, step, settings.batch_size, settings.context, micro=micro)
         logits_BLV, _ = teacher(batch.tokens_BL.to(device))
-        answers.append(top_k(logits_BLV, settings.k, temperature=settings.temperature))
+        predictions.append(top_k(logits_BLV, settings.k, temperature=settings.temperature))
         digests.append(_digest(batch.tokens_BL))
-    log_probs, ids = (torch.stack(parts).cpu() for parts in zip(*answers, strict=True))
-    return {
-        "log_probs": log_probs.half(),
-        "ids": ids.to(settings.id_dtype),
-        "digests": torch.tensor(digests),
-    }
+    log_probs, ids = (torch.stack(parts).cpu() for parts in zip(*predictions, strict=True))
+    ids = ids.to(settings.id_dtype)
+    return {"log_probs": log_probs.half(), "ids": ids, "digests": torch.tensor(digests)}
 
 
 def _digest(tokens_BL: Tensor) -> int:
-    """Of the tokens and their shape, in 8 bytes, as a signed integer."""
+    """8-byte digest of the tokens and their shape, as a signed integer."""
     content = repr(tuple(tokens_BL.shape)).encode() + tokens_BL.cpu().numpy().astype("<i8").tobytes()
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)

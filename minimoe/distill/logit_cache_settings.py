@@ -1,7 +1,6 @@
-"""What a teacher's cache was made for: the run, the text, the teacher. The folder keeps it (``shards``), and
-whoever goes on writing the cache, or reads it, compares.
+"""[speed] Settings of a logit cache: everything that determines its content (run, corpus, teacher).
 
-Dimensions: A micro-batches a step, B batch, L sequence length, V vocabulary, K teacher entries a token.
+Dimensions: V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -14,86 +13,66 @@ from minimoe.distill.shard_store import ShardError, describe
 from minimoe.models.gpt import GPT
 from minimoe.training.config import TrainConfig
 
-KIND = "cache"
-
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Everything that fixes what is in a cache. Raises ShardError for what cannot be."""
+class CacheSettings:
+    """Everything that determines a cache's content. Raises ShardError for invalid values."""
 
-    kind: str = KIND
+    kind: str = "cache"
     k: int
     temperature: float
-    vocabulary: int  # V
+    vocabulary: int
     seed: int
-    batch_size: int  # B
-    accumulate: int  # A
-    context: int  # L
+    batch_size: int
+    accumulate: int
+    context: int
     steps: int
-    steps_per_file: int
+    steps_per_shard: int
     corpus: str  # its fingerprint
-    teacher: dict[str, Any]  # as ``describe`` has it
+    teacher: dict[str, Any]  # from ``describe``
 
     def __post_init__(self) -> None:
-        longest = self.teacher["context"]
-        if not 1 <= self.k <= self.vocabulary:
-            raise ShardError(f"k ({self.k}) must be from 1 to {self.vocabulary}, the teacher's vocabulary")
-        if not 1 <= self.context <= longest:
-            raise ShardError(f"context ({self.context}) must be from 1 to {longest}, the teacher's")
+        for name, most in (("k", self.vocabulary), ("context", self.teacher["context"])):
+            if not 1 <= getattr(self, name) <= most:
+                raise ShardError(f"{name} ({getattr(self, name)}) must be from 1 to {most}, the teacher's")
         if not 0 < self.temperature < float("inf"):
             raise ShardError(f"temperature ({self.temperature}) must be above 0 and finite")
-        if self.steps_per_file < 1:
-            raise ShardError(f"steps_per_file ({self.steps_per_file}) must be at least 1")
+        if self.steps_per_shard < 1:
+            raise ShardError(f"steps_per_shard ({self.steps_per_shard}) must be at least 1")
 
     @property
     def id_dtype(self) -> torch.dtype:
-        """The smallest that holds V - 1; not uint16, which torch hardly computes with."""
+        """The smallest that holds V - 1, except uint16, for which PyTorch has few operations."""
         if self.vocabulary <= 2**8:
             return torch.uint8
         return torch.int16 if self.vocabulary <= 2**15 else torch.int32
 
     @property
     def step_bytes(self) -> int:
-        """Of one step's tensors: a float16 and an id for each entry, 8 for the digest of a micro-batch."""
+        """Size of one step's tensors: a float16 and an id per entry, 8 bytes per micro-batch's digest."""
         entries = self.batch_size * self.context * self.k
         return self.accumulate * (entries * (2 + self.id_dtype.itemsize) + 8)
 
     @property
-    def pieces(self) -> list[range]:
-        """The steps of each piece; the last may have fewer."""
-        size = self.steps_per_file
+    def shards(self) -> list[range]:
+        """The steps of each shard; the last may have fewer."""
+        size = self.steps_per_shard
         return [range(first, min(first + size, self.steps)) for first in range(0, self.steps, size)]
 
 
-def settings_for(
-    teacher: GPT,
-    corpus: Corpus,
-    config: TrainConfig,
-    k: int,
-    temperature: float,
-    steps_per_file: int,
-    context: int | None = None,
-) -> Settings:
-    """Of the cache that this teacher is to fill for this run. Raises ShardError for what cannot be."""
-    run = run_settings(corpus, config, teacher.config.context if context is None else context)
-    return Settings(
-        k=k,
-        temperature=temperature,
-        vocabulary=teacher.config.vocab_size,
-        steps=config.steps,
-        steps_per_file=steps_per_file,
-        teacher=describe(teacher),
-        **run,
-    )
+def batch_settings(corpus: Corpus, config: TrainConfig, context: int) -> dict[str, Any]:
+    """What determines the tokens of a batch: a student's run must have it in common with the cache."""
+    settings = {name: getattr(config, name) for name in ("seed", "batch_size", "accumulate")}
+    return {"kind": "cache", "corpus": corpus.fingerprint, "context": context} | settings
 
 
-def run_settings(corpus: Corpus, config: TrainConfig, context: int) -> dict[str, Any]:
-    """What decides which tokens are in a batch: a student's run must have it as the cache has."""
-    return {
-        "kind": KIND,
-        "corpus": corpus.fingerprint,
-        "seed": config.seed,
-        "batch_size": config.batch_size,
-        "accumulate": config.accumulate,
-        "context": context,
-    }
+def cache_settings(
+    teacher: GPT, corpus: Corpus, config: TrainConfig, k: int, *, temperature: float = 1.0,
+    context: int | None = None, steps_per_shard: int = 50,
+) -> CacheSettings:  # fmt: skip
+    """The settings of a cache; the context is the teacher's if None."""
+    batches = batch_settings(corpus, config, teacher.config.context if context is None else context)
+    return CacheSettings(
+        k=k, temperature=temperature, vocabulary=teacher.config.vocab_size, steps=config.steps,
+        steps_per_shard=steps_per_shard, teacher=describe(teacher), **batches,
+    )  # fmt: skip

@@ -1,11 +1,11 @@
-"""A folder of numbered pieces, each written once: what a teacher said, kept on the disk.
+"""[speed] Numbered shards of tensors in a folder, each written once, so teacher outputs are computed once.
 
-    folder/pieces.json                what the pieces are made from, with its own checksum; written first
-    folder/piece-00000.safetensors    tensors
-    folder/piece-00000.sha256         the checksum of that file, as sha256sum writes it; written last
+    folder/shards.json                what the shards are made from, with its checksum; written first
+    folder/shard-00000.safetensors    tensors
+    folder/shard-00000.sha256         that file's checksum in the format of sha256sum; written last
 
-A piece counts once its checksum stands beside it. Whatever else a kill leaves is written again, so that it
-costs one piece of work at most.
+A shard counts only with its checksum beside it. Anything else that a kill leaves is written again, so a kill
+costs at most one shard of work.
 """
 
 import hashlib
@@ -23,168 +23,172 @@ from minimoe.tools.files import write_atomically
 from minimoe.tools.safetensors_io import write_tensors
 from minimoe.training.checkpoint import checksum, flush
 
-FORMAT = 1
+FORMAT = 2
 
-MARK = "pieces.json"
+SETTINGS = "shards.json"
 
 
 class ShardError(ValueError):
-    """Pieces cannot be written, read or used; the message says what to do."""
+    """Shards cannot be written, read or used; the message names the remedy."""
 
 
-class Shards:
-    """The pieces 0 … ``pieces`` - 1 of a folder. Who writes them claims the folder first."""
+class ShardStore:
+    """The shards 0 … ``n_shards`` - 1 of a folder. A writer calls ``prepare`` first."""
 
-    def __init__(self, folder: Path, pieces: int) -> None:
-        self.folder, self.pieces = folder, pieces
-        self._sound: set[int] = set()  # pieces whose checksum was right
+    def __init__(self, folder: Path, n_shards: int) -> None:
+        self.folder, self.n_shards = folder, n_shards
+        self._verified: set[int] = set()
 
-    def claim(self, settings: dict[str, Any], sizes: list[int]) -> list[int]:
-        """Make the folder ready for pieces with these settings -> those to be written: missing or damaged.
+    def prepare(self, settings: dict[str, Any], sizes: list[int]) -> list[int]:
+        """Make the folder ready for shards with these settings -> the missing and the damaged shards.
 
         Args:
-            settings: all that decides what is in the pieces, as JSON has it.
-            sizes: bytes of each piece's tensors.
+            settings: everything that determines the shards' content, as plain data.
+            sizes: bytes of each shard's tensors.
 
         Raises:
-            ShardError: too little disk; or the folder holds pieces with other settings, or something else, or
-                its settings are damaged.
+            ShardError: the disk is too full; or the folder holds shards with other settings, damaged
+                settings, or something else.
         """
-        begun = self._is_begun(settings)
-        todo = [piece for piece in range(self.pieces) if not self._is_whole(piece)]
-        needed = sum(sizes[piece] for piece in todo)
+        is_new = self._is_new(settings)
+        todo = [i for i in range(self.n_shards) if not self._is_intact(i)]
+        needed = sum(sizes[i] for i in todo)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.folder).free
-            if needed > free:  # before the folder is claimed: who asks for less must still find it free
-                short = f"what is missing needs {needed:,} more bytes in {self.folder} and {free:,} are free"
-                raise ShardError(f"{short}; free some space, ask for less, or choose another folder")
-            if not begun:
-                _write_settings(self.folder, settings)
+            if needed > free:  # checked before the settings are written: a smaller request may use the folder
+                raise ShardError(
+                    f"{self.folder} needs {needed:,} more bytes and {free:,} are free; free some space, "
+                    "request less, or choose another folder"
+                )
+            if is_new:
+                content = settings | {"format": FORMAT}
+                text = json.dumps(content | {"sha256": _digest(content)}, indent=1) + "\n"
+                write_atomically(self.folder / SETTINGS, text)
+                flush(self.folder)  # or a power cut could leave shards without their settings
         except OSError as error:
-            raise ShardError(_unwritten(self.folder, error)) from error
+            raise ShardError(_write_failed(self.folder, error)) from error
         return todo
 
-    def _is_begun(self, settings: dict[str, Any]) -> bool:
-        """Whether the folder holds pieces with these settings; False where it is empty or missing."""
+    def _is_new(self, settings: dict[str, Any]) -> bool:
+        """Whether the folder is empty or missing; False where it holds shards with these settings."""
         if not self.folder.exists():
-            return False
+            return True
         if not self.folder.is_dir():
             raise ShardError(f"{self.folder} is a file; choose a folder")
-        # A kill in the very first write leaves a temporary file alone.
-        held = {path.name for path in self.folder.iterdir()} - {MARK + ".tmp"}
-        if held and MARK not in held:
-            what = f"something else ({min(held)}; {len(held)} in all)"
-            raise ShardError(f"{self.folder} holds {what} and no {MARK}; choose a new or an empty folder")
-        if held:
+        # A kill during the very first write leaves only a temporary file.
+        names = {path.name for path in self.folder.iterdir()} - {SETTINGS + ".tmp"}
+        if names and SETTINGS not in names:
+            raise ShardError(
+                f"{self.folder} holds something else ({min(names)}; {len(names)} in all) and no {SETTINGS}; "
+                "choose a new or an empty folder"
+            )
+        if names:
             compare(self.folder, read_settings(self.folder), settings)
-        return bool(held)
+        return not names
 
-    def save(self, piece: int, tensors: dict[str, Tensor]) -> None:
-        """Write a piece, then its checksum. Raises ShardError where it cannot."""
-        file = self._file(piece)
+    def save(self, i: int, tensors: dict[str, Tensor]) -> None:
+        """Write a shard, then its checksum. Raises ShardError if that fails."""
+        file = self._file(i)
         try:
             write_tensors(tensors, file)
-            write_atomically(_sum_file(file), _sum_line(file))
+            write_atomically(file.with_suffix(".sha256"), _checksum_line(file))
         except (OSError, ValueError) as error:
-            cause = error.__cause__ or error  # write_tensors' own remedy is another
-            raise ShardError(_unwritten(file, cause)) from error
+            cause = error.__cause__ or error  # the remedy of write_tensors does not apply
+            raise ShardError(_write_failed(file, cause)) from error
 
-    def has(self, piece: int) -> bool:
-        """Whether the piece was written to its end (not yet whether it is sound still)."""
-        file = self._file(piece)
-        return file.exists() and _sum_file(file).exists()
+    def has(self, i: int) -> bool:
+        """Whether the shard was written completely (it may have been damaged since)."""
+        return self._file(i).exists() and self._file(i).with_suffix(".sha256").exists()
 
-    def find(self, piece: int) -> Path:
-        """The file of a piece. Raises ShardError where it is missing."""
-        file = self._file(piece)
-        if not self.has(piece):
-            there = sum(self.has(i) for i in range(self.pieces))
+    def path(self, i: int) -> Path:
+        """The file of a shard. Raises ShardError if it is missing."""
+        file = self._file(i)
+        if not self.has(i):
+            present = sum(self.has(j) for j in range(self.n_shards))
             raise ShardError(
-                f"{file.name} is missing: {there} of {self.pieces} pieces are in {self.folder}; write them "
-                "again with the same settings, and it goes on"
+                f"{file.name} is missing: {present} of {self.n_shards} shards are in {self.folder}; write "
+                "them again with the same settings to add the missing ones"
             )
         return file
 
-    def find_sound(self, piece: int) -> Path:
-        """The same, read and checked the first time. Raises ShardError where it is not as it was written."""
-        file = self.find(piece)
-        if piece not in self._sound and not self._is_whole(piece):
-            remedy = "remove it and write the pieces again: only that file is redone"
-            raise ShardError(f"{file} is damaged (its checksum differs); {remedy}")
-        self._sound.add(piece)
+    def verified(self, i: int) -> Path:
+        """The file of a shard whose checksum was verified, on first use. Raises ShardError if it differs."""
+        file = self.path(i)
+        if i not in self._verified and not self._is_intact(i):
+            raise ShardError(
+                f"{file} is damaged (its checksum differs); remove it and write the shards again: only that "
+                "file is redone"
+            )
+        self._verified.add(i)
         return file
 
     @property
     def nbytes(self) -> int:
-        """What all of the folder's files take."""
+        """Size of all files in the folder."""
         return sum(path.stat().st_size for path in self.folder.iterdir())
 
-    def _file(self, piece: int) -> Path:
-        return self.folder / f"piece-{piece:05d}.safetensors"
+    def _file(self, i: int) -> Path:
+        return self.folder / f"shard-{i:05d}.safetensors"
 
-    def _is_whole(self, piece: int) -> bool:
-        if not self.has(piece):
+    def _is_intact(self, i: int) -> bool:
+        if not self.has(i):
             return False
-        file = self._file(piece)
-        # As text, for the line's end is the system's; and a damaged one may be no text.
-        return _sum_file(file).read_text(encoding="utf-8", errors="replace") == _sum_line(file)
+        file = self._file(i)
+        # As text, since line ends depend on the system; a damaged file may not be text.
+        line = file.with_suffix(".sha256").read_text(encoding="utf-8", errors="replace")
+        return line == _checksum_line(file)
 
 
-def compare(folder: Path, stored: dict[str, Any], wanted: dict[str, Any], whose: str = "") -> None:
-    """Raise ShardError at the first wanted setting that the stored ones have otherwise, with both values."""
-    for name, now in wanted.items():
+def compare(folder: Path, stored: dict[str, Any], expected: dict[str, Any], owner: str = "") -> None:
+    """Raise ShardError for the first expected setting that was stored with another value, naming both."""
+    for name, now in expected.items():
         before = stored.get(name)
         if isinstance(now, dict):
             compare(folder, before or {}, now, f"the {name}'s ")
         elif before != now:
-            made = f"made with {whose}{name} = {before}, now it is {now}"
-            raise ShardError(f"{folder} was {made}; use the same, or write into another folder")
+            raise ShardError(
+                f"{folder} was made with {owner}{name} = {before}, now it is {now}; use the same, or write "
+                "into another folder"
+            )
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """What a folder's pieces are made from. Raises ShardError where that is missing, damaged or too new."""
+    """What a folder's shards are made from. Raises ShardError if it is missing, damaged or of another
+    format."""
     try:
-        found: dict[str, Any] = json.loads((folder / MARK).read_text(encoding="utf-8"))
-        damage = "" if found.pop("sha256") == _sum(found) else "it does not match its checksum"
-        form = found.pop("format")
+        settings: dict[str, Any] = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        damage = "" if settings.pop("sha256") == _digest(settings) else "it does not match its checksum"
+        version = settings.pop("format")
     except (FileNotFoundError, NotADirectoryError):
-        raise ShardError(f"{folder} holds no pieces ({MARK} is missing); write them first") from None
+        raise ShardError(f"{folder} holds no shards ({SETTINGS} is missing); write them first") from None
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         damage = repr(error)
     if damage:
-        raise ShardError(f"{folder / MARK} is damaged ({damage}); remove {folder} and write the pieces again")
-    if form != FORMAT:
         raise ShardError(
-            f"{folder} has format {form}, this version reads {FORMAT}; write into another folder"
+            f"{folder / SETTINGS} is damaged ({damage}); remove {folder} and write the shards again"
         )
-    return found
+    if version != FORMAT:
+        raise ShardError(
+            f"{folder} has format {version}, this version reads {FORMAT}; write into another folder"
+        )
+    return settings
 
 
-def _write_settings(folder: Path, settings: dict[str, Any]) -> None:
-    content = settings | {"format": FORMAT}
-    write_atomically(folder / MARK, json.dumps(content | {"sha256": _sum(content)}, indent=1) + "\n")
-    flush(folder)  # or a power cut could leave pieces without their settings: something else, to claim
-
-
-def _sum(content: dict[str, Any]) -> str:
+def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _sum_file(file: Path) -> Path:
-    return file.with_suffix(".sha256")
-
-
-def _sum_line(file: Path) -> str:
+def _checksum_line(file: Path) -> str:
     return f"{checksum(file)}  {file.name}\n"
 
 
-def _unwritten(path: Path, error: BaseException) -> str:
-    return f"could not write {path} ({error}); free some space and write the pieces again: it goes on there"
+def _write_failed(path: Path, error: BaseException) -> str:
+    return f"could not write {path} ({error}); free some space and write the shards again: it resumes there"
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Of a model's weights: the same bytes under the same names, the same fingerprint."""
+    """Digest of a model's weights and their names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -193,5 +197,6 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def describe(teacher: GPT) -> dict[str, Any]:
-    """All that fixes its answers: weights alone do not say how they are used (heads, top_k, precision)."""
+    """Everything that determines a teacher's predictions: its weights, and its configuration, which says how
+    they are used (heads, top_k, precision)."""
     return asdict(teacher.config) | {"fingerprint": fingerprint(teacher)}

@@ -1,13 +1,12 @@
-"""What can be seen of a teacher: all its logits, its likeliest tokens, or only the text that it writes.
+"""Teachers: models whose predictions a student learns from, as logits or as their most likely tokens.
 
-A teacher may be dense, a mixture or in 8 bits; it is a ``GPT`` here. ``look`` answers for the batch of a
-step, so that an answer may be computed now (``LogitTeacher``, ``TopKTeacher``) or have been stored before
-(``cache.CachedTopK``). A teacher of which only text can be had is not looked at: see ``writing``.
+A teacher may be dense, a mixture of experts or quantized to 8 bits. ``predict`` is called for the batch of a
+given step, so predictions may be computed live (``LogitTeacher``, ``TopKTeacher``) or read from a disk
+(``logit_cache.CachedTopK``). Text that a teacher generates is in ``teacher_text``.
 
-Dimensions: B batch, L sequence length, V vocabulary, K teacher entries a token.
+Dimensions: B batch, L sequence length, V vocabulary, K teacher entries per token.
 """
 
-from dataclasses import replace
 from typing import Protocol, TypeAlias
 
 import torch
@@ -15,25 +14,22 @@ from torch import Tensor
 
 from minimoe.distill.topk_loss import TopK, top_k
 from minimoe.models.gpt import GPT
-from minimoe.precision.linear import quantize_weights_
 
-TeacherOutput: TypeAlias = Tensor | TopK
-
-"""logits (B, L, V), or the K likeliest tokens of each place."""
+TeacherOutput: TypeAlias = Tensor | TopK  # logits (B, L, V), or the K most likely tokens at each position
 
 
 class Teacher(Protocol):
-    """Says what it thinks of a student's text."""
+    """Predicts the next tokens of a student's text."""
 
     def predict(self, tokens_BL: Tensor, step: int, micro: int) -> TeacherOutput:
-        """What follows each token, as the teacher thinks. ``step`` and ``micro`` say which batch it is."""
+        """Predict what follows each token of micro-batch ``micro`` of step ``step``."""
         ...
 
 
 class LogitTeacher:
-    """A model at hand. It is put into eval mode, and stays there.
+    """A model in memory, put into eval mode for good.
 
-    It remembers its last answer, so that students who read the same batch in turn share one look.
+    The last prediction is cached, so students that train on the same batch in turn share one forward pass.
     """
 
     def __init__(self, model: GPT) -> None:
@@ -50,10 +46,10 @@ class LogitTeacher:
 
 
 class TopKTeacher:
-    """Of a teacher's answer the ``k`` likeliest tokens alone, as an interface may show them.
+    """Only the ``k`` most likely tokens of a teacher's prediction, as an API may show them.
 
     Args:
-        temperature: of the probabilities; the student's loss must have the same.
+        temperature: of the probabilities; the student's loss must use the same.
     """
 
     def __init__(self, teacher: LogitTeacher, k: int, temperature: float = 1.0) -> None:
@@ -61,14 +57,5 @@ class TopKTeacher:
         self.model = teacher.model
 
     def predict(self, tokens_BL: Tensor, step: int = 0, micro: int = 0) -> TopK:
-        """K log-probabilities and their tokens, (B, L, K) each."""
+        """K log-probabilities and their token ids, (B, L, K) each."""
         return top_k(self.teacher.predict(tokens_BL, step, micro), self.k, temperature=self.temperature)
-
-
-def in_8_bits(model: GPT, recipe: str = "deepseek-v3") -> GPT:
-    """A copy of a trained model whose linear layers hold 8-bit codes alone."""
-    weight = model.embedding.weight
-    copy = GPT(replace(model.config, precision=recipe)).to(weight.device, weight.dtype)
-    copy.load_state_dict(model.state_dict())
-    quantize_weights_(copy)
-    return copy

@@ -259,23 +259,23 @@ def test_the_chunk_is_32_mb_by_default(monkeypatch):
         ({"chunk_size": 0}, r"chunk_size \(0\) must be at least 1"),
         (
             {"student_head": torch.zeros(6, 23)},
-            r"student hidden \(7, 6\) and head \(6, 23\) must be .*transposed",
+            r"student hidden \(7, 6\) and head \(6, 23\) must be .*; transpose",
         ),
         ({"teacher_head": torch.zeros(23, 6)}, r"teacher hidden \(7, 9\) and head \(23, 6\)"),
         ({"student_head": torch.zeros(6)}, r"student hidden \(7, 6\) and head \(6,\)"),
-        ({"teacher_head": torch.zeros(24, 9)}, "student has 23 logits a token and teacher 24; truncate"),
+        ({"teacher_head": torch.zeros(24, 9)}, "student has 23 logits per token and teacher 24; truncate"),
         ({"teacher_hidden": torch.zeros(5, 9)}, r"student logits \(7, 23\), teacher \(5, 23\)"),
         (
             {"student_hidden": torch.zeros(0, 6), "teacher_hidden": torch.zeros(0, 9)},
-            r"student logits are \(0, 23\); give",
+            r"student logits are \(0, 23\); pass",
         ),
         ({"kind": "kl"}, r"kind \('kl'\)"),
         ({"alpha": 2.0}, r"alpha \(2.0\)"),
         ({"kind": "jsd", "beta": 0.0}, r"beta \(0.0\)"),
         ({"temperature": 0}, r"temperature \(0\)"),
-        ({"targets": torch.zeros(3, dtype=torch.int64)}, r"targets: \(3,\); give \(7,\)"),
+        ({"targets": torch.zeros(3, dtype=torch.int64)}, r"targets: \(3,\); pass \(7,\)"),
         ({"targets": torch.full((7,), 23)}, r"7 of 7 targets are outside 0 … 22, the first 23"),
-        ({"mask": torch.ones(1, dtype=torch.bool)}, r"mask: \(1,\); give \(7,\)"),
+        ({"mask": torch.ones(1, dtype=torch.bool)}, r"mask: \(1,\); pass \(7,\)"),
     ],
 )
 def test_what_cannot_be_is_refused(options, message):
@@ -285,7 +285,7 @@ def test_what_cannot_be_is_refused(options, message):
 
 
 def test_other_dtypes_are_refused():
-    with pytest.raises(TypeError, match=r"targets: torch\.float32; give torch\.int64"):
+    with pytest.raises(TypeError, match=r"targets: torch\.float32; pass torch\.int64"):
         chunked_kd_loss(*a_batch(7), torch.zeros(7))
 
 
@@ -294,7 +294,8 @@ def test_nan_is_explained_with_its_chunk():
     with torch.no_grad():
         batch[0][5] = math.nan
     with pytest.raises(
-        ValueError, match=r"from token 3: NaN, for 23 of 69 student logits .* first at \(2, 0\)"
+        ValueError,
+        match=r"from token 3: the loss is NaN because 23 of 69 student logits .* first at \(2, 0\)",
     ):
         chunked_kd_loss(*batch, chunk_size=3)
 

@@ -1,4 +1,4 @@
-"""Students, their teachers, and the text that either writes."""
+"""Distillation training: students, their teachers, and the text that either generates."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,10 +11,17 @@ from minimoe.distill import distill
 from minimoe.distill.config import DistillConfig
 from minimoe.distill.evaluation import student_metrics
 from minimoe.distill.logit_cache import CachedTopK, write_cache
-from minimoe.distill.teacher_text import IGNORED, TeacherText, draw_prompts, write, write_text
-from minimoe.distill.teachers import LogitTeacher, TopKTeacher, in_8_bits
+from minimoe.distill.teacher_text import (
+    IGNORED,
+    TeacherText,
+    draw_prompts,
+    generate_rows,
+    generate_text,
+)  # fmt: skip
+from minimoe.distill.teachers import LogitTeacher, TopKTeacher
 from minimoe.distill.topk_loss import TopK
 from minimoe.distill.trainer import DistillationTrainer, as_teacher
+from minimoe.experiments.distillation.jobs import in_8_bits
 from minimoe.models.generation import generate
 from minimoe.models.gpt import GPT
 from minimoe.training import checkpoint
@@ -27,7 +34,7 @@ CONFIG = TrainConfig(
     steps=12, batch_size=2, warmup=2, eval_every=6, eval_sequences=2, checkpoint_every=5, average=0.2
 )
 TEXT = DistillConfig(signal="labels", data_source="teacher", prompt=4, teacher_tokens=200)
-LESSONS = {
+METHODS = {
     "logits": DistillConfig(prompt=4),
     "logits and labels": DistillConfig(alpha=0.5, temperature=2.0, kind="jsd", prompt=4),
     "top-k": DistillConfig(signal="top-k", k=5, prompt=4),
@@ -42,12 +49,14 @@ def teacher(tiny_dense) -> GPT:
     return GPT(replace(tiny_dense, dim=32, hidden_dim=48))
 
 
-def make(model_config, corpus, lesson, teacher, config=CONFIG):
+def make(model_config, corpus, distill_config, teacher, config=CONFIG):
     text = None
-    if lesson.data_source == "teacher":
-        text = write_text(teacher, corpus, model_config.context, lesson, 0)
+    if distill_config.data_source == "teacher":
+        text = generate_text(teacher, corpus, model_config.context, distill_config, 0)
     torch.manual_seed(config.seed)
-    return DistillationTrainer(GPT(model_config), corpus, config, lesson, as_teacher(teacher, lesson), text)
+    return DistillationTrainer(
+        GPT(model_config), corpus, config, distill_config, as_teacher(teacher, distill_config), text
+    )
 
 
 def test_alone_is_training_as_ever(tiny, corpus):
@@ -63,8 +72,8 @@ def test_alone_is_training_as_ever(tiny, corpus):
 
 def test_the_objective_is_the_formula(tiny_dense, corpus, teacher):
     """α · CE + (1 - α) · T² · KL over all tokens of the batch, by hand in float64."""
-    lesson = DistillConfig(alpha=0.3, temperature=2.0)
-    student = make(tiny_dense, corpus, lesson, teacher)
+    distill_config = DistillConfig(alpha=0.3, temperature=2.0)
+    student = make(tiny_dense, corpus, distill_config, teacher)
     batch = student.batch(0)
     logits_BLV, _ = student.model(batch.tokens_BL)
     loss = torch.nn.functional.cross_entropy(logits_BLV.flatten(0, 1), batch.targets_BL.flatten())
@@ -87,15 +96,15 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(tiny_dense, corpus):
     torch.manual_seed(0)
     model = GPT(tiny_dense)
     for name in ("logits", "top-k", "on-policy"):
-        student = make(tiny_dense, corpus, LESSONS[name], model)
+        student = make(tiny_dense, corpus, METHODS[name], model)
         student.model.load_state_dict(model.state_dict())
         assert student.train_step().grad_norm < 1e-5, name
 
 
-@pytest.mark.parametrize("name", LESSONS)
+@pytest.mark.parametrize("name", METHODS)
 def test_every_lesson_teaches_and_leaves_the_teacher_alone(tiny, corpus, teacher, name):
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
-    student = make(tiny, corpus, LESSONS[name], teacher, replace(CONFIG, accumulate=2))
+    student = make(tiny, corpus, METHODS[name], teacher, replace(CONFIG, accumulate=2))
     losses = [student.train_step().loss for _ in range(8)]
     assert np.isfinite(losses).all()
     start = GPT(tiny)
@@ -104,22 +113,22 @@ def test_every_lesson_teaches_and_leaves_the_teacher_alone(tiny, corpus, teacher
     ]
     assert min(moved) > 0
     student.model.train()
-    assert not teacher.training or name == "text"  # whoever looks does so in eval mode, whatever students do
+    assert not teacher.training or name == "text"  # teachers predict in eval mode
     assert all(p.grad is None and p.requires_grad for p in teacher.parameters())  # it may be trained on
     for key, value in teacher.state_dict().items():
         assert torch.equal(value, before[key])
 
 
-@pytest.mark.parametrize("name", LESSONS)
+@pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("stop_at", [5, 7])
 def test_a_killed_student_resumes_to_the_same_bits(tiny_dense, corpus, teacher, tmp_path, name, stop_at):
     """On-policy too, where the weights that wrote the current text are gone."""
     config = replace(CONFIG, accumulate=2)
-    straight = make(tiny_dense, corpus, LESSONS[name], teacher, config)
+    straight = make(tiny_dense, corpus, METHODS[name], teacher, config)
     for _ in range(stop_at):
         straight.train_step()
     checkpoint.save(tmp_path, straight)
-    second = make(tiny_dense, corpus, LESSONS[name], teacher, config)
+    second = make(tiny_dense, corpus, METHODS[name], teacher, config)
     checkpoint.restore(checkpoint.latest(tmp_path), second)
     for _ in range(config.steps - stop_at):
         assert straight.train_step().loss == second.train_step().loss
@@ -127,27 +136,27 @@ def test_a_killed_student_resumes_to_the_same_bits(tiny_dense, corpus, teacher, 
 
 
 def test_a_checkpoint_of_another_lesson_is_refused(tiny_dense, corpus, teacher, tmp_path):
-    checkpoint.save(tmp_path, make(tiny_dense, corpus, LESSONS["logits"], teacher))
-    other = make(tiny_dense, corpus, replace(LESSONS["logits"], temperature=3.0), teacher)
-    with pytest.raises(CheckpointError, match=r"lesson temperature = 1.0, now it is 3.0"):
+    checkpoint.save(tmp_path, make(tiny_dense, corpus, METHODS["logits"], teacher))
+    other = make(tiny_dense, corpus, replace(METHODS["logits"], temperature=3.0), teacher)
+    with pytest.raises(CheckpointError, match=r"distillation temperature = 1.0, now it is 3.0"):
         checkpoint.restore(checkpoint.latest(tmp_path), other)
-    stranger = make(tiny_dense, corpus, LESSONS["logits"], GPT(tiny_dense))
+    stranger = make(tiny_dense, corpus, METHODS["logits"], GPT(tiny_dense))
     with pytest.raises(CheckpointError, match=r"teacher dim = 32, now it is 16"):
         checkpoint.restore(checkpoint.latest(tmp_path), stranger)
     checkpoint.save(tmp_path / "text", make(tiny_dense, corpus, TEXT, teacher))
     longer = make(tiny_dense, corpus, replace(TEXT, teacher_tokens=400), teacher)
-    longer.lesson = TEXT
+    longer.distill_config = TEXT
     with pytest.raises(CheckpointError, match=r"teacher text = \w+, now it is \w+"):
         checkpoint.restore(checkpoint.latest(tmp_path / "text"), longer)
 
 
-def test_students_of_one_teacher_share_its_looks(tiny_dense, corpus, teacher):
-    looks = LogitTeacher(teacher)
+def test_students_of_one_teacher_share_its_predictor(tiny_dense, corpus, teacher):
+    predictor = LogitTeacher(teacher)
     calls = []
     teacher.register_forward_hook(lambda *_: calls.append(1))
-    lessons = [LESSONS["logits"], LESSONS["logits and labels"], LESSONS["top-k"]]
+    configs = [METHODS["logits"], METHODS["logits and labels"], METHODS["top-k"]]
     students = [
-        DistillationTrainer(GPT(tiny_dense), corpus, CONFIG, x, as_teacher(looks, x)) for x in lessons
+        DistillationTrainer(GPT(tiny_dense), corpus, CONFIG, x, as_teacher(predictor, x)) for x in configs
     ]
     for _ in range(3):
         for student in students:
@@ -158,9 +167,9 @@ def test_students_of_one_teacher_share_its_looks(tiny_dense, corpus, teacher):
 def test_what_is_seen_of_a_teacher(tiny_dense, corpus, teacher):
     tokens_BL = corpus.batch(0, 0, 2, 16).tokens_BL
     exact = teacher.eval()(tokens_BL)[0].log_softmax(-1)
-    looks = LogitTeacher(teacher)
-    assert torch.equal(looks.predict(tokens_BL, 0, 0).log_softmax(-1), exact)
-    seen = TopKTeacher(looks, 3, temperature=2.0).predict(tokens_BL, 0, 0)
+    predictor = LogitTeacher(teacher)
+    assert torch.equal(predictor.predict(tokens_BL, 0, 0).log_softmax(-1), exact)
+    seen = TopKTeacher(predictor, 3, temperature=2.0).predict(tokens_BL, 0, 0)
     assert isinstance(seen, TopK)
     best = (exact / 2).log_softmax(-1).topk(3)
     torch.testing.assert_close(seen.log_probs, best.values)
@@ -176,18 +185,20 @@ def test_a_teacher_on_the_disk_teaches_like_the_one_at_hand(tiny_dense, corpus, 
     config = replace(CONFIG, accumulate=2)
     write_cache(tmp_path, teacher, corpus, config, 8)
     cached = CachedTopK(tmp_path, corpus, config, tiny_dense.context, k=5)
-    lesson = LESSONS["top-k"]
-    live = make(tiny_dense, corpus, lesson, teacher, config)
+    distill_config = METHODS["top-k"]
+    live = make(tiny_dense, corpus, distill_config, teacher, config)
     torch.manual_seed(config.seed)
-    student = DistillationTrainer(GPT(tiny_dense), corpus, config, lesson, as_teacher(cached, lesson))
+    student = DistillationTrainer(
+        GPT(tiny_dense), corpus, config, distill_config, as_teacher(cached, distill_config)
+    )
     for _ in range(config.steps):
         assert student.train_step().loss == pytest.approx(live.train_step().loss, rel=1e-3)
     assert student.evaluate().bits_per_byte != live.evaluate().bits_per_byte
     assert student.evaluate().bits_per_byte == pytest.approx(live.evaluate().bits_per_byte, rel=1e-3)
-    with pytest.raises(ValueError, match=r"answers at temperature 1.0 and the lesson has 2.0"):
-        DistillationTrainer(GPT(tiny_dense), corpus, config, replace(lesson, temperature=2.0), cached)
+    with pytest.raises(ValueError, match=r"predicts at temperature 1.0 and the distillation config has 2.0"):
+        DistillationTrainer(GPT(tiny_dense), corpus, config, replace(distill_config, temperature=2.0), cached)
     own = DistillationTrainer(
-        GPT(tiny_dense), corpus, config, replace(LESSONS["on-policy"], on_policy_start=0.0), cached
+        GPT(tiny_dense), corpus, config, replace(METHODS["on-policy"], on_policy_start=0.0), cached
     )
     with pytest.raises(ValueError, match=r"these tokens"):
         for _ in range(config.steps):
@@ -199,11 +210,11 @@ def test_a_teacher_on_the_disk_teaches_like_the_one_at_hand(tiny_dense, corpus, 
 
 def test_an_on_policy_student_reads_what_it_wrote(tiny_dense, corpus, teacher):
     config = replace(CONFIG, steps=200)
-    lesson = replace(LESSONS["on-policy"], on_policy_fraction=0.3, on_policy_start=0.0)
-    student = make(tiny_dense, corpus, lesson, teacher, config)
+    distill_config = replace(METHODS["on-policy"], on_policy_fraction=0.3, on_policy_start=0.0)
+    student = make(tiny_dense, corpus, distill_config, teacher, config)
     mine = 0
     for student.step in range(200):
-        if student._writes(0):
+        if student._is_on_policy(0):
             mine += 1
             if mine > 7:
                 continue
@@ -215,13 +226,13 @@ def test_an_on_policy_student_reads_what_it_wrote(tiny_dense, corpus, teacher):
             assert all(torch.equal(writer[k], v) for k, v in student.model.state_dict().items())
             # its own words are no labels: alpha changes nothing
             logits_BLV, _ = student.model(batch.tokens_BL)
-            student.lesson = replace(lesson, alpha=0.0)
+            student.distill_config = replace(distill_config, alpha=0.0)
             pure = student.objective(logits_BLV, batch, 0, logits_BLV.sum())
-            student.lesson = replace(lesson, alpha=0.9)
+            student.distill_config = replace(distill_config, alpha=0.9)
             assert torch.equal(pure, student.objective(logits_BLV, batch, 0, logits_BLV.sum()))
     assert 40 < mine < 80
-    student.lesson = replace(lesson, on_policy_start=0.5)
-    turns = [student._writes(0) for student.step in range(200)]
+    student.distill_config = replace(distill_config, on_policy_start=0.5)
+    turns = [student._is_on_policy(0) for student.step in range(200)]
     assert not any(turns[:100])
     assert sum(turns[100:]) > 15
     assert student.extra_state["rows"].shape == (2 * 3, 17)
@@ -231,7 +242,7 @@ def test_what_a_student_wrote_is_read_once(tiny_dense, corpus, teacher):
     student = make(
         tiny_dense,
         corpus,
-        replace(LESSONS["on-policy"], on_policy_fraction=1.0, on_policy_start=0.0),
+        replace(METHODS["on-policy"], on_policy_fraction=1.0, on_policy_start=0.0),
         teacher,
     )
     first, second, third, fourth = (student.batch(0).tokens_BL for _ in range(4))
@@ -242,14 +253,14 @@ def test_what_a_student_wrote_is_read_once(tiny_dense, corpus, teacher):
 
 
 def test_what_a_student_writes_changes_as_it_learns(tiny_dense, corpus, teacher):
-    lesson = replace(
-        LESSONS["on-policy"],
+    distill_config = replace(
+        METHODS["on-policy"],
         on_policy_fraction=1.0,
         on_policy_start=0.0,
         generation_batches=1,
         sampling_temperature=0.0,
     )
-    student = make(tiny_dense, corpus, lesson, teacher)
+    student = make(tiny_dense, corpus, distill_config, teacher)
     seen = []
     for _ in range(6):
         student.train_step()
@@ -264,8 +275,8 @@ def test_what_a_student_writes_changes_as_it_learns(tiny_dense, corpus, teacher)
 
 
 def test_the_teacher_writes_what_it_would_write(tiny_dense, corpus, teacher):
-    lesson = replace(TEXT, sampling_temperature=0.0)
-    text = write_text(teacher, corpus, 16, lesson, 0)
+    distill_config = replace(TEXT, sampling_temperature=0.0)
+    text = generate_text(teacher, corpus, 16, distill_config, 0)
     assert text.rows_NL.shape == (16, 17)  # 200 bytes, 13 a row
     assert text.tokens == 16 * 13
     expected = generate(teacher, text.rows_NL[:, :4].long(), 13, temperature=0.0)
@@ -277,7 +288,7 @@ def test_the_teacher_writes_what_it_would_write(tiny_dense, corpus, teacher):
     assert torch.equal(text.batch(3, 5, 6).tokens_BL, batch.tokens_BL)
     assert not torch.equal(text.batch(3, 6, 6).tokens_BL, batch.tokens_BL)
     assert text.first(26).rows_NL.shape == (2, 17)
-    with pytest.raises(ValueError, match=r"1,000 teacher tokens are wanted and 208 were written"):
+    with pytest.raises(ValueError, match=r"1,000 teacher tokens were requested and 208 exist"):
         text.first(1000)
 
 
@@ -290,8 +301,8 @@ def test_prompts_come_evenly_from_the_domains_and_their_training_text(corpus):
 
 
 def test_writing_goes_on_where_it_was_killed(tiny_dense, corpus, teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr("minimoe.distill.teacher_text.ROWS_AT_ONCE", 5)
-    whole = write_text(teacher, corpus, 16, TEXT, 0)
+    monkeypatch.setattr("minimoe.distill.teacher_text.ROWS_PER_SHARD", 5)
+    whole = generate_text(teacher, corpus, 16, TEXT, 0)
     assert not torch.equal(whole.rows_NL[:5], whole.rows_NL[5:10])  # pieces have seeds of their own
     calls = []
 
@@ -299,21 +310,21 @@ def test_writing_goes_on_where_it_was_killed(tiny_dense, corpus, teacher, tmp_pa
         calls.append(1)
         if len(calls) == 3:
             raise Interrupted
-        return write(*arguments)
+        return generate_rows(*arguments)
 
-    monkeypatch.setattr("minimoe.distill.teacher_text.write", failing)
+    monkeypatch.setattr("minimoe.distill.teacher_text.generate_rows", failing)
     with pytest.raises(Interrupted):
-        write_text(teacher, corpus, 16, TEXT, 0, tmp_path)
-    again = write_text(teacher, corpus, 16, TEXT, 0, tmp_path)
+        generate_text(teacher, corpus, 16, TEXT, 0, tmp_path)
+    again = generate_text(teacher, corpus, 16, TEXT, 0, tmp_path)
     assert torch.equal(whole.rows_NL, again.rows_NL)
     assert torch.equal(whole.domains_N, again.domains_N)
     assert len(calls) == 3 + 2  # of four pieces the first two were not written again
-    write_text(teacher, corpus, 16, TEXT, 0, tmp_path)
+    generate_text(teacher, corpus, 16, TEXT, 0, tmp_path)
     assert len(calls) == 5
 
 
 def test_damaged_and_foreign_text_is_refused(tiny_dense, corpus, teacher, tmp_path, monkeypatch):
-    write_text(teacher, corpus, 16, TEXT, 0, tmp_path)
+    generate_text(teacher, corpus, 16, TEXT, 0, tmp_path)
     other, reweighted, elsewise = (
         GPT(tiny_dense),
         GPT(teacher.config),
@@ -345,29 +356,32 @@ def test_damaged_and_foreign_text_is_refused(tiny_dense, corpus, teacher, tmp_pa
         r"top_p = 1\.0, now it is 0\.9": (teacher, corpus, 16, replace(TEXT, top_p=0.9), 0),
     }.items():
         with pytest.raises(ValueError, match=message):
-            write_text(*arguments, tmp_path)
-    file = tmp_path / "piece-00000.safetensors"
+            generate_text(*arguments, tmp_path)
+    file = tmp_path / "shard-00000.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    with pytest.raises(ValueError, match=r"piece-00000.safetensors is damaged .*remove it"):
-        write_text(teacher, corpus, 16, TEXT, 0, tmp_path)
-    with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"rows_at_once = 256, now it is 8"):
-        patch.setattr("minimoe.distill.teacher_text.ROWS_AT_ONCE", 8)
-        write_text(teacher, corpus, 16, TEXT, 0, tmp_path)
+    with pytest.raises(ValueError, match=r"shard-00000.safetensors is damaged .*remove it"):
+        generate_text(teacher, corpus, 16, TEXT, 0, tmp_path)
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(ValueError, match=r"rows_per_shard = 256, now it is 8"),
+    ):
+        patch.setattr("minimoe.distill.teacher_text.ROWS_PER_SHARD", 8)
+        generate_text(teacher, corpus, 16, TEXT, 0, tmp_path)
     file.unlink()
     needed = 16 * (2 * 17 + 8)
     with monkeypatch.context() as patch, pytest.raises(ValueError, match=rf"needs {needed} more bytes"):
         patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=needed - 1))
-        write_text(teacher, corpus, 16, TEXT, 0, tmp_path)
-    assert write_text(teacher, corpus, 16, TEXT, 0, tmp_path).tokens == 208
+        generate_text(teacher, corpus, 16, TEXT, 0, tmp_path)
+    assert generate_text(teacher, corpus, 16, TEXT, 0, tmp_path).tokens == 208
     with pytest.raises(ValueError, match=r"context \(16\) must be longer than the prompt \(16\)"):
-        write_text(teacher, corpus, 16, replace(TEXT, prompt=16), 0)
+        generate_text(teacher, corpus, 16, replace(TEXT, prompt=16), 0)
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "a.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"holds something else \(a\.txt; 1 in all\)"):
-        write_text(teacher, corpus, 16, TEXT, 0, foreign)
+        generate_text(teacher, corpus, 16, TEXT, 0, foreign)
 
 
 # ---- what cannot be
@@ -378,7 +392,7 @@ def test_damaged_and_foreign_text_is_refused(tiny_dense, corpus, teacher, tmp_pa
     [
         ({"signal": "all"}, r"signal \('all'\) must be one of labels, logits, top-k"),
         ({"data_source": "books"}, r"data_source \('books'\) one of corpus, teacher, student"),
-        ({"signal": "labels", "data_source": "student"}, r"learns nothing from its own text"),
+        ({"signal": "labels", "data_source": "student"}, r"learns nothing from labels of its own text"),
         ({"temperature": 0.0}, r"temperature \(0.0\)"),
         ({"alpha": 1.5}, r"alpha \(1.5\)"),
         ({"k": 0}, r"k \(0\) must be at least 1"),
@@ -388,7 +402,7 @@ def test_damaged_and_foreign_text_is_refused(tiny_dense, corpus, teacher, tmp_pa
         ({"top_p": 0.0}, r"top_p \(0.0\)"),
     ],
 )
-def test_lessons_that_cannot_be(settings, message):
+def test_configs_that_cannot_be(settings, message):
     with pytest.raises(ValueError, match=message):
         DistillConfig(**settings)
 
@@ -396,15 +410,15 @@ def test_lessons_that_cannot_be(settings, message):
 def test_students_that_do_not_fit(tiny_dense, corpus, teacher):
     wide = replace(tiny_dense, vocab_size=260)
     with pytest.raises(ValueError, match=r"student has vocab_size 260 and its teacher 256"):
-        make(wide, corpus, LESSONS["logits"], teacher)
+        make(wide, corpus, METHODS["logits"], teacher)
     with pytest.raises(ValueError, match=r"student has context 32 and its teacher 16"):
-        make(replace(tiny_dense, context=32), corpus, LESSONS["top-k"], teacher)
-    with pytest.raises(ValueError, match=r"sees logits needs a teacher"):
+        make(replace(tiny_dense, context=32), corpus, METHODS["top-k"], teacher)
+    with pytest.raises(ValueError, match=r"signal='logits' needs a teacher"):
         DistillationTrainer(GPT(tiny_dense), corpus, CONFIG, DistillConfig(prompt=4))
-    with pytest.raises(ValueError, match=r"needs that text"):
+    with pytest.raises(ValueError, match=r"needs the teacher's text"):
         DistillationTrainer(GPT(tiny_dense), corpus, CONFIG, TEXT)
     text = TeacherText(torch.zeros(3, 9, dtype=torch.int16), torch.zeros(3, dtype=torch.long), 4)
-    with pytest.raises(ValueError, match=r"rows of 9 bytes, the student reads context \+ 1 \(17\)"):
+    with pytest.raises(ValueError, match=r"rows of 9 bytes, the student needs context \+ 1 \(17\)"):
         DistillationTrainer(GPT(tiny_dense), corpus, CONFIG, TEXT, text=text)
     with pytest.raises(ValueError, match=r"prompt \(16\) must be shorter than the context \(16\)"):
         make(tiny_dense, corpus, DistillConfig(data_source="student"), teacher)
@@ -414,17 +428,17 @@ def test_students_that_do_not_fit(tiny_dense, corpus, teacher):
 
 
 def test_distill_trains_records_and_resumes(tiny_dense, corpus, teacher, tmp_path):
-    for name, lesson in LESSONS.items():
-        straight = distill(GPT(tiny_dense), teacher, corpus, CONFIG, lesson, out=tmp_path / name)
+    for name, distill_config in METHODS.items():
+        straight = distill(GPT(tiny_dense), teacher, corpus, CONFIG, distill_config, out=tmp_path / name)
         assert [evaluation.step for evaluation in straight] == [6, 12]
         model = checkpoint.load_model(tmp_path / name)
         assert model.config == tiny_dense
     records = (tmp_path / "text" / "records.jsonl").read_text()
-    assert '"lesson"' in records.splitlines()[0]
+    assert '"distillation"' in records.splitlines()[0]
     with pytest.raises(ValueError, match=r"already holds a run"):
         distill(GPT(tiny_dense), teacher, corpus, CONFIG, TEXT, out=tmp_path / "text")
     assert distill(GPT(tiny_dense), teacher, corpus, CONFIG, TEXT, out=tmp_path / "text", resume=True) == []
-    with pytest.raises(ValueError, match=r"needs a model \(GPT\) that writes it"):
+    with pytest.raises(ValueError, match=r"needs a model \(GPT\) as the teacher"):
         distill(GPT(tiny_dense), LogitTeacher(teacher), corpus, CONFIG, TEXT)
 
 

@@ -16,9 +16,9 @@ from minimoe.distill import logit_cache as cache_module
 from minimoe.distill import shard_store as shards
 from minimoe.distill.config import DistillConfig
 from minimoe.distill.logit_cache import CachedTopK, write_cache
-from minimoe.distill.logit_cache_settings import settings_for
+from minimoe.distill.logit_cache_settings import cache_settings
 from minimoe.distill.shard_store import ShardError, read_settings
-from minimoe.distill.teacher_text import write_text
+from minimoe.distill.teacher_text import generate_text
 from minimoe.distill.topk_loss import sparse_kd_loss, top_k
 from minimoe.models.config import ModelConfig
 from minimoe.models.gpt import GPT
@@ -27,7 +27,7 @@ from minimoe.training.config import TrainConfig
 
 CONFIG = TrainConfig(steps=7, batch_size=2, accumulate=2, seed=3)  # files of 3, 3 and 1 steps
 CONTEXT, K = 16, 5
-FILES = ["piece-00000", "piece-00001", "piece-00002"]
+FILES = ["shard-00000", "shard-00001", "shard-00002"]
 
 
 class Counting(GPT):
@@ -58,7 +58,7 @@ def cache(teacher, corpus, tmp_path):
 
 
 def write(folder, teacher, corpus, config=CONFIG, k=K, **options):
-    return write_cache(folder, teacher, corpus, config, k, **{"steps_per_file": 3} | options)
+    return write_cache(folder, teacher, corpus, config, k, **{"steps_per_shard": 3} | options)
 
 
 def tokens_of(corpus, step, micro, config=CONFIG):
@@ -119,8 +119,8 @@ def test_students_with_a_shorter_context_are_served(cache, teacher, corpus, tmp_
         assert seen.ids.shape == (2, 5, K)
         assert torch.equal(seen.ids, live.ids)
         assert torch.equal(seen.log_probs, live.log_probs.half())
-    tensors = load_file(tmp_path / "short" / "piece-00000.safetensors")
-    step_bytes = settings_for(teacher, corpus, CONFIG, K, 1.0, 3, 5).step_bytes
+    tensors = load_file(tmp_path / "short" / "shard-00000.safetensors")
+    step_bytes = cache_settings(teacher, corpus, CONFIG, K, steps_per_shard=3, context=5).step_bytes
     assert sum(tensor.nbytes for tensor in tensors.values()) == 3 * step_bytes
     with pytest.raises(ShardError, match=r"with context = 5, now it is 16"):
         CachedTopK(tmp_path / "short", corpus, CONFIG, CONTEXT)
@@ -192,7 +192,7 @@ def test_ids_take_the_fewest_bytes_that_hold_them(corpus, tmp_path, vocabulary, 
     logits_V = torch.zeros(vocabulary).index_put((last,), torch.tensor([9.0, 8.0, 7.0]))
     _, ids_K = said(Saying(logits_V), corpus, tmp_path, 3)
     assert torch.equal(ids_K, last)
-    tensors = load_file(tmp_path / "piece-00000.safetensors")
+    tensors = load_file(tmp_path / "shard-00000.safetensors")
     assert tensors["ids"].dtype == dtype
     n_tokens = 2 * 2 * CONTEXT
     assert tensors["ids"].nbytes + tensors["log_probs"].nbytes == (2 + id_bytes) * 3 * n_tokens
@@ -230,7 +230,7 @@ def test_on_an_accelerator_too(teacher, corpus, tmp_path):
 
 def test_the_size_on_the_disk_is_predicted_and_told(tiny_dense, corpus, tmp_path):
     teacher, config = GPT(tiny_dense), replace(CONFIG, batch_size=8)
-    settings = settings_for(teacher, corpus, config, 16, 1.0, 3)
+    settings = cache_settings(teacher, corpus, config, 16, steps_per_shard=3)
     told = write(tmp_path, teacher, corpus, config, 16)
     tensors = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
     assert 7 * settings.step_bytes < tensors < 1.05 * 7 * settings.step_bytes
@@ -243,14 +243,14 @@ def test_too_little_disk_is_told_before_any_work(teacher, corpus, tmp_path, monk
     def free(n_bytes):
         monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": n_bytes}))
 
-    step = settings_for(teacher, corpus, CONFIG, K, 1.0, 3).step_bytes
+    step = cache_settings(teacher, corpus, CONFIG, K, steps_per_shard=3).step_bytes
     free(7 * step - 1)
     with pytest.raises(ShardError, match=rf"needs {7 * step:,} more bytes .* {7 * step - 1:,} are free"):
         write(tmp_path, teacher, corpus)
     assert teacher.answers == 0
     write(tmp_path, teacher, corpus, k=K - 1)  # the remedy: the folder is not yet claimed for the larger one
-    (tmp_path / "piece-00001.safetensors").unlink()
-    step = settings_for(teacher, corpus, CONFIG, K - 1, 1.0, 3).step_bytes
+    (tmp_path / "shard-00001.safetensors").unlink()
+    step = cache_settings(teacher, corpus, CONFIG, K - 1, steps_per_shard=3).step_bytes
     free(3 * step - 1)
     with pytest.raises(ShardError, match=rf"needs {3 * step:,} more bytes"):
         write(tmp_path, teacher, corpus, k=K - 1)
@@ -294,7 +294,7 @@ def test_a_stopped_cache_goes_on_to_the_same_bytes(cache, teacher, corpus, tmp_p
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert len(before) == 1 + 2 * kept
     teacher.answers, teacher.stop_at = 0, -1
-    write(folder, teacher, corpus, progress=lambda done, of: steps.append((done, of)))
+    write(folder, teacher, corpus, on_progress=lambda done, of: steps.append((done, of)))
     assert contents(folder) == contents(cache)
     assert teacher.answers == 2 * (7 - 3 * kept)
     assert steps == [(step + 1, 7) for step in range(3 * kept, 7)]
@@ -364,7 +364,7 @@ def test_a_kill_at_any_moment_of_writing_leaves_nothing_half_and_trusted(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         moment(patch)
         write(folder, teacher, corpus)
-    with pytest.raises(ShardError, match=r"holds no pieces|0 of 3 pieces are in"):
+    with pytest.raises(ShardError, match=r"holds no shards|0 of 3 shards are in"):
         CachedTopK(folder, corpus, CONFIG, CONTEXT)
     write(folder, teacher, corpus)
     assert contents(folder) == contents(cache)
@@ -406,9 +406,9 @@ def test_a_damaged_file_is_redone_though_nobody_removed_it(cache, teacher, corpu
 def test_a_file_that_vanishes_later_is_missing(cache, corpus):
     stored = CachedTopK(cache, corpus, CONFIG, CONTEXT)
     (cache / f"{FILES[2]}.safetensors").unlink()
-    with pytest.raises(ShardError, match=r"piece-00002.* is missing: 2 of 3 pieces .*again with the same"):
+    with pytest.raises(ShardError, match=r"shard-00002.* is missing: 2 of 3 shards .*again with the same"):
         stored.predict(tokens_of(corpus, 6, 0), 6, 0)
-    with pytest.raises(ShardError, match=r"piece-00002.* is missing"):
+    with pytest.raises(ShardError, match=r"shard-00002.* is missing"):
         CachedTopK(cache, corpus, CONFIG, CONTEXT)
 
 
@@ -417,7 +417,7 @@ def test_a_disk_that_fills_up_is_told_and_the_rest_kept(teacher, corpus, tmp_pat
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    message = r"could not write \S+ \(\[Errno 28\] No space left on device\); free some .*: it goes on there$"
+    message = r"could not write \S+ \(\[Errno 28\] No space left on device\); free some .*: it resumes there$"
     with monkeypatch.context() as patch:
         if writer == "tensors":
             patch.setattr(tensor_files, "save_file", full)
@@ -440,7 +440,9 @@ def test_a_part_of_the_steps_is_not_enough(teacher, corpus, tmp_path):
     teacher.stop_at = 8
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path, teacher, corpus)
-    with pytest.raises(ShardError, match=r"piece-00001.* is missing: 1 of 3 pieces are in .*it goes on"):
+    with pytest.raises(
+        ShardError, match=r"shard-00001.* is missing: 1 of 3 shards are in .*add the missing ones"
+    ):
         CachedTopK(tmp_path, corpus, CONFIG, CONTEXT)
     CachedTopK(tmp_path, corpus, replace(CONFIG, steps=3), CONTEXT)  # has all that it needs
 
@@ -450,7 +452,7 @@ def test_a_part_of_the_steps_is_not_enough(teacher, corpus, tmp_path):
     [
         ("k", 4, r"with k = 5, now it is 4"),
         ("temperature", 2.0, r"with temperature = 1\.0, now it is 2\.0"),
-        ("steps_per_file", 2, r"with steps_per_file = 3, now it is 2"),
+        ("steps_per_shard", 2, r"with steps_per_shard = 3, now it is 2"),
         ("seed", 4, r"with seed = 3, now it is 4"),
         ("batch_size", 3, r"with batch_size = 2, now it is 3"),
         ("accumulate", 1, r"with accumulate = 2, now it is 1"),
@@ -551,7 +553,7 @@ def test_tokens_that_the_teacher_did_not_see_are_refused(cache, corpus):
         ({"temperature": float("inf")}, r"temperature \(inf\) must be above 0 and finite"),
         ({"context": 0}, r"context \(0\) must be from 1 to 16, the teacher's"),
         ({"context": 17}, r"context \(17\) must be from 1 to 16, the teacher's"),
-        ({"steps_per_file": 0}, r"steps_per_file \(0\) must be at least 1"),
+        ({"steps_per_shard": 0}, r"steps_per_shard \(0\) must be at least 1"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(teacher, corpus, tmp_path, options, message):
@@ -574,7 +576,7 @@ def test_a_folder_of_something_else_is_left_alone(teacher, corpus, tmp_path):
         write(tmp_path / "thesis.txt", teacher, corpus)
     for nothing in (tmp_path, tmp_path / "nowhere", tmp_path / "thesis.txt"):
         with pytest.raises(
-            ShardError, match=r"holds no pieces \(pieces\.json is missing\); write them first"
+            ShardError, match=r"holds no shards \(shards\.json is missing\); write them first"
         ):
             CachedTopK(nothing, corpus, CONFIG, CONTEXT)
     assert contents(tmp_path) == {"thesis.txt": b"all my work"}
@@ -582,7 +584,7 @@ def test_a_folder_of_something_else_is_left_alone(teacher, corpus, tmp_path):
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"sha256": 1}', "half", "edited"])
 def test_a_damaged_mark_is_named_with_the_remedy(cache, teacher, corpus, content):
-    mark = cache / "pieces.json"
+    mark = cache / "shards.json"
     text = mark.read_text()
     shown = {"half": text[: len(text) // 2], "edited": text.replace('"seed": 3', '"seed": 4')}
     mark.write_text(shown.get(content, content))
@@ -590,15 +592,15 @@ def test_a_damaged_mark_is_named_with_the_remedy(cache, teacher, corpus, content
         lambda: CachedTopK(cache, corpus, CONFIG, CONTEXT),
         lambda: write(cache, teacher, corpus),
     ):
-        with pytest.raises(ShardError, match=r"pieces\.json is damaged .*remove .*cache and write"):
+        with pytest.raises(ShardError, match=r"shards\.json is damaged .*remove .*cache and write"):
             use()
 
 
 def test_a_cache_and_a_written_text_are_not_taken_for_each_other(cache, teacher, corpus, tmp_path):
-    lesson = DistillConfig(signal="labels", data_source="teacher", prompt=4, teacher_tokens=30)
+    distill_config = DistillConfig(signal="labels", data_source="teacher", prompt=4, teacher_tokens=30)
     with pytest.raises(ShardError, match=r"cache was made with kind = cache, now it is text"):
-        write_text(teacher, corpus, CONTEXT, lesson, 3, cache)
-    write_text(teacher, corpus, CONTEXT, lesson, 3, tmp_path / "text")
+        generate_text(teacher, corpus, CONTEXT, distill_config, 3, cache)
+    generate_text(teacher, corpus, CONTEXT, distill_config, 3, tmp_path / "text")
     for use in (
         lambda: CachedTopK(tmp_path / "text", corpus, CONFIG, CONTEXT),
         lambda: write(tmp_path / "text", teacher, corpus),
@@ -609,11 +611,11 @@ def test_a_cache_and_a_written_text_are_not_taken_for_each_other(cache, teacher,
 
 def write_mark(folder, content):
     total = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    (folder / "pieces.json").write_text(json.dumps(content | {"sha256": total}))
+    (folder / "shards.json").write_text(json.dumps(content | {"sha256": total}))
 
 
 def test_a_setting_that_was_not_written_down_differs(cache, teacher, corpus):
-    content = read_settings(cache) | {"format": 1}
+    content = read_settings(cache) | {"format": 2}
     del content["seed"]
     write_mark(cache, content)
     for use in (
@@ -626,5 +628,5 @@ def test_a_setting_that_was_not_written_down_differs(cache, teacher, corpus):
 
 def test_another_format_is_refused(cache, teacher, corpus):
     write_mark(cache, read_settings(cache) | {"format": 99, "unheard": "of"})
-    with pytest.raises(ShardError, match=r"has format 99, this version reads 1"):
+    with pytest.raises(ShardError, match=r"has format 99, this version reads 2"):
         CachedTopK(cache, corpus, CONFIG, CONTEXT)

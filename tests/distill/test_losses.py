@@ -442,12 +442,12 @@ def test_autocast_does_not_bring_it_down():
         ({"temperature": math.nan}, r"temperature \(nan\)"),
         ({"alpha": -0.1}, r"alpha \(-0.1\) must be from 0 to 1"),
         ({"alpha": math.nan}, r"alpha \(nan\)"),
-        ({"kind": "jsd", "beta": 0.0}, r"beta \(0.0\).*jsd is 0 by definition.*take kind='forward' or"),
+        ({"kind": "jsd", "beta": 0.0}, r"beta \(0.0\).*jsd is 0 by definition.*use kind='forward' or"),
         ({"kind": "jsd", "beta": 1.0}, r"beta \(1.0\) must be above 0 and below 1"),
         ({"kind": "skew", "beta": 0}, r"beta \(0\).*at 0 skew is forward"),
         ({"kind": "skew", "beta": math.nan}, r"beta \(nan\)"),
-        ({"mask": torch.ones(2, 2, dtype=torch.bool)}, r"mask: \(2, 2\); give \(2, 3\)"),
-        ({"targets": torch.zeros(6, dtype=torch.int64)}, r"targets: \(6,\); give \(2, 3\)"),
+        ({"mask": torch.ones(2, 2, dtype=torch.bool)}, r"mask: \(2, 2\); pass \(2, 3\)"),
+        ({"targets": torch.zeros(6, dtype=torch.int64)}, r"targets: \(6,\); pass \(2, 3\)"),
         (
             {"targets": torch.tensor([[0, 5, 1], [-1, 2, -100]])},
             r"2 of 6 targets are outside 0 … 4, the first 5; ignore_index \(-100\) leaves",
@@ -474,11 +474,11 @@ def test_beta_is_not_asked_for_where_it_is_not_used():
         (
             (2, 256),
             (2, 260),
-            "student has 256 logits a token and teacher 260; truncate the padding, or .* -inf",
+            "student has 256 logits per token and teacher 260; truncate the padding, or pad .* -inf",
         ),
         ((2, 3, 5), (6, 5), r"student logits \(2, 3, 5\), teacher \(6, 5\)"),
         ((1, 5), (3, 5), r"\(1, 5\), teacher \(3, 5\)"),  # which would broadcast
-        ((0, 5), (0, 5), r"student logits are \(0, 5\); give \(..., V\), one token at least"),
+        ((0, 5), (0, 5), r"student logits are \(0, 5\); pass \(..., V\) with at least one token"),
         ((), (), r"student logits are \(\)"),
     ],
 )
@@ -491,16 +491,16 @@ def test_logits_that_do_not_fit_are_refused(student, teacher, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"targets": torch.zeros(2)}, "targets: torch.float32; give torch.int64"),
-        ({"targets": torch.zeros(2, dtype=torch.int32)}, "targets: torch.int32; give torch.int64"),
-        ({"mask": torch.ones(2)}, "mask: torch.float32; give torch.bool"),
+        ({"targets": torch.zeros(2)}, "targets: torch.float32; pass torch.int64"),
+        ({"targets": torch.zeros(2, dtype=torch.int32)}, "targets: torch.int32; pass torch.int64"),
+        ({"mask": torch.ones(2)}, "mask: torch.float32; pass torch.bool"),
         (
             {"student_logits": torch.zeros(2, 5, dtype=torch.int64)},
-            "student logits are torch.int64; give floats",
+            "student logits are torch.int64; pass floats",
         ),
         (
             {"teacher_logits": torch.zeros(2, 5, dtype=torch.bool)},
-            "teacher logits are torch.bool; give floats",
+            "teacher logits are torch.bool; pass floats",
         ),
     ],
 )
@@ -529,7 +529,7 @@ def test_a_token_that_bars_all_is_explained():
     student, teacher = logits_pair(2, 3, 5)
     teacher[1, 1] = -INF
     with pytest.raises(
-        ValueError, match=r"5 of 30 teacher logits .* all of a token -inf, the first at \(1, 1, 0\)"
+        ValueError, match=r"5 of 30 teacher logits .* all of a token's are -inf, the first at \(1, 1, 0\)"
     ):
         divergence(student, teacher)
 

@@ -326,9 +326,9 @@ def test_more_than_there_are_is_refused(k):
 
 
 def test_top_k_names_the_teacher():
-    with pytest.raises(ValueError, match=r"teacher logits are \(0, 9\); give"):
+    with pytest.raises(ValueError, match=r"teacher logits are \(0, 9\); pass"):
         top_k(torch.randn(0, 9), 2)
-    with pytest.raises(TypeError, match=r"teacher logits are torch\.int64; give floats"):
+    with pytest.raises(TypeError, match=r"teacher logits are torch\.int64; pass floats"):
         top_k(torch.ones(2, 9, dtype=torch.int64), 2)
     with pytest.raises(ValueError, match=r"temperature \(-1\)"):
         top_k(torch.randn(2, 9), 2, temperature=-1)
@@ -359,7 +359,7 @@ def test_top_k_names_the_teacher():
             [[0.7, 0.2]],
             [[0, 1]],
             ValueError,
-            r"add up to 3\.24, above 1: these are not log-probabilities; take",
+            r"add up to 3\.24, above 1: these are not log-probabilities; use",
         ),
         ([[-0.1, -0.1]], [[0, 1]], ValueError, r"add up to 1\.81"),
         ([[-1.0, math.nan]], [[0, 1]], ValueError, r"1 of 2 teacher .* NaN .* at \(0, 1\)"),
@@ -367,7 +367,7 @@ def test_top_k_names_the_teacher():
             [[-1.0, -2.0]],
             [[0.0, 1.0]],
             TypeError,
-            r"log_probs are torch.float32 and ids torch.float32; give floats and",
+            r"log_probs are torch.float32 and ids torch.float32; pass floats and",
         ),
         ([[-1, -2]], [[0, 1]], TypeError, r"log_probs are torch.int64"),
         ([[-1.0, -2.0]], [[True, False]], TypeError, r"ids torch.bool"),
@@ -387,7 +387,7 @@ def test_a_top_that_cannot_be_is_refused(log_probs, ids, error, message):
         ({"temperature": 0}, r"temperature \(0\)"),
         ({"kind": "jsd", "beta": 1.0}, r"beta \(1.0\)"),
         ({"reduction": "batchmean"}, r"reduction \('batchmean'\)"),
-        ({"mask": torch.ones(3, dtype=torch.bool)}, r"mask: \(3,\); give \(2,\)"),
+        ({"mask": torch.ones(3, dtype=torch.bool)}, r"mask: \(3,\); pass \(2,\)"),
     ],
 )
 def test_settings_are_checked_as_the_dense_loss_does(options, message):
