@@ -1,7 +1,7 @@
-"""Being one of the processes that ``torchrun`` started: joining them, and what happens when one is lost.
+"""Starting under ``torchrun``: joining the process group, and reporting a peer that died or stalled.
 
-A process that dies takes the others with it, within the timeout; ``torchrun`` starts all anew if it was told
-to (``--max-restarts``), and they go on from the last checkpoint.
+A process that dies takes the others down with it, within the timeout; ``torchrun --max-restarts`` starts all
+of them again, and they resume from the last checkpoint.
 """
 
 import os
@@ -18,6 +18,10 @@ from minimoe.distributed.errors import TrainingError
 from minimoe.distributed.strategy import SingleProcess
 from minimoe.moe.expert_parallel.row_format import DispatchDtype
 
+# Gloo raises plain RuntimeErrors for a closed or stalled connection, also from inside autograd, so only the
+# text tells them from others. Nearly all name Gloo's source file; two can arrive without it.
+_GLOO_ERRORS = ("gloo/", "timed out waiting", "application timeout")
+
 
 def is_torchrun() -> bool:
     """Whether ``torchrun`` started this process."""
@@ -25,12 +29,12 @@ def is_torchrun() -> bool:
 
 
 def is_restart() -> bool:
-    """Whether it did so again after a failure."""
+    """Whether ``torchrun`` started it again after a failure."""
     return is_torchrun() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def local_device(device: str) -> str:
-    """Of several GPUs this process's own; ``torchrun`` has numbered the processes of this machine."""
+    """This process's own GPU, by the rank that ``torchrun`` gave it on this machine."""
     return f"cuda:{os.environ['LOCAL_RANK']}" if is_torchrun() and device == "cuda" else device
 
 
@@ -38,15 +42,15 @@ def local_device(device: str) -> str:
 def init_distributed(
     expert_parallel: int | None, dispatch_dtype: DispatchDtype, timeout: float, device: str
 ) -> Iterator[SingleProcess]:
-    """The processes of this run: those that ``torchrun`` started, or this one alone.
+    """The strategy of this run: several processes under ``torchrun``, a single one otherwise.
 
     Args:
-        expert_parallel: how many hold a layer's experts between them; None for 1: the experts are copied.
-        timeout: seconds to wait for a process that does not answer.
+        expert_parallel: processes that share the experts of a layer; None for 1, experts replicated.
+        timeout: seconds to wait for an unresponsive process.
 
     Raises:
-        ValueError: processes were asked for and not started.
-        TrainingError: another process is gone, or did not answer in time.
+        ValueError: expert_parallel was given and ``torchrun`` did not start this process.
+        TrainingError: another process died, or did not respond in time.
     """
     if not timeout > 0:
         raise ValueError(f"timeout ({timeout}) must be above 0 seconds")
@@ -56,26 +60,25 @@ def init_distributed(
     try:
         if is_torchrun():
             _join(device, timedelta(seconds=timeout))
-            require_same_settings(
-                {"expert_parallel": expert_parallel, "dispatch_dtype": dispatch_dtype}
-            )  # groups could not be made else
-        yield DataExpertParallel(
-            1 if expert_parallel is None else expert_parallel, dispatch_dtype, timeout=timeout
-        )
+            # Before any group is made: processes that disagree about groups would hang.
+            require_same_settings({"expert_parallel": expert_parallel, "dispatch_dtype": dispatch_dtype})
+        size = 1 if expert_parallel is None else expert_parallel
+        yield DataExpertParallel(size, dispatch_dtype, timeout=timeout)
     except RuntimeError as error:
-        if not _is_loss(error):
+        if not _is_peer_failure(error):
             raise
         raise TrainingError(
-            f"process {os.environ.get('RANK')} lost another, or waited {timeout:g} s for it in vain "
-            f"({str(error).splitlines()[0]}); what was saved is whole: start all again with --resume"
+            f"process {os.environ.get('RANK')} lost the connection to another process, or got no response "
+            f"within {timeout:g} s ({str(error).splitlines()[0]}); saved checkpoints are intact: start all "
+            "processes again with --resume"
         ) from error
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def _join(device: str, timeout: timedelta) -> None:
-    """As init_process_group does by itself, but after a restart without the addresses of those that are gone:
-    torchrun keeps one store for all attempts."""
+    """What init_process_group does by itself, except that each restart gets its own prefix in the store:
+    torchrun keeps one store for all attempts, with addresses of processes that are gone."""
     store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
     store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     backend = "gloo"
@@ -85,14 +88,13 @@ def _join(device: str, timeout: timedelta) -> None:
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
 
 
-def _is_loss(error: RuntimeError) -> bool:
-    """Whether the error is of the connection. Gloo has no class of its own for that, and many words."""
-    signs = ("gloo", "nccl", "connection ", "timed out", "timeout", "broken pipe")
-    return isinstance(error, dist.DistError) or any(sign in str(error).lower() for sign in signs)
+def _is_peer_failure(error: RuntimeError) -> bool:
+    """Whether the error comes from the connection to other processes (NCCL and the store have classes)."""
+    return isinstance(error, dist.DistError) or any(sign in str(error).lower() for sign in _GLOO_ERRORS)
 
 
 def require_same_settings(settings: dict[str, Any]) -> None:
-    """Refuse to start where a process has other settings than the first.
+    """Refuse to start where a process has other settings than rank 0.
 
     Raises:
         ValueError: in every process, naming the setting and both values.

@@ -31,7 +31,7 @@ FORMAT = 1
 
 KEEP = 2
 
-KEPT = "kept."  # before the names of what a trainer keeps beside weights and optimizer
+EXTRA = "kept."  # prefix of the names of ``Trainer.extra_state``
 
 
 class CheckpointError(ValueError):
@@ -47,10 +47,10 @@ def save(folder: Path, trainer: Trainer) -> Path:
         CheckpointError: the disk is full or not writable; earlier checkpoints are untouched.
     """
     tensors = {
-        name: trainer.processes.gather_experts(content(trainer))
+        name: trainer.strategy.gather_experts(content(trainer))
         for name, content in (("model", _model_tensors), ("training", _training_tensors))
     }
-    return trainer.processes.run_on_rank0(lambda: _write(folder, trainer, tensors))
+    return trainer.strategy.run_on_rank0(lambda: _write(folder, trainer, tensors))
 
 
 def _write(folder: Path, trainer: Trainer, tensors: dict[str, dict[str, Tensor]]) -> Path:
@@ -126,8 +126,8 @@ def restore(path: Path, trainer: Trainer) -> None:
             f"{trainer.corpus.fingerprint}: a package or Python changed, or --data did); "
             "restore it, or start anew with another --out"
         )
-    weights = trainer.processes.shard_experts(_read_tensors(path, "model", state))
-    tensors = trainer.processes.shard_experts(_read_tensors(path, "training", state))
+    weights = trainer.strategy.shard_experts(_read_tensors(path, "model", state))
+    tensors = trainer.strategy.shard_experts(_read_tensors(path, "training", state))
     trainer.model.load_state_dict(weights)
     with torch.no_grad():
         for name, parameter in trainer.parameters.items():
@@ -142,8 +142,8 @@ def restore(path: Path, trainer: Trainer) -> None:
             if slots:
                 device = trainer.device
                 trainer.optimizer.state[parameter] = {s: t.to(device) for s, t in slots.items()}
-    kept = {name[len(KEPT) :]: t for name, t in tensors.items() if name.startswith(KEPT)}
-    trainer.extra_state = {name: t.to(trainer.device) for name, t in kept.items()}
+    extra = {name.removeprefix(EXTRA): t for name, t in tensors.items() if name.startswith(EXTRA)}
+    trainer.extra_state = {name: t.to(trainer.device) for name, t in extra.items()}
     torch.set_rng_state(tensors["generator.cpu"])
     if trainer.device.type == "cuda":
         torch.cuda.set_rng_state(tensors["generator.cuda"], trainer.device)
@@ -175,7 +175,7 @@ def _model_tensors(trainer: Trainer) -> dict[str, Tensor]:
 
 def _training_tensors(trainer: Trainer) -> dict[str, Tensor]:
     tensors = {"generator.cpu": torch.get_rng_state()}
-    tensors |= {KEPT + name: tensor for name, tensor in trainer.extra_state.items()}
+    tensors |= {EXTRA + name: tensor for name, tensor in trainer.extra_state.items()}
     if trainer.device.type == "cuda":
         tensors["generator.cuda"] = torch.cuda.get_rng_state(trainer.device)
     for name, parameter in trainer.parameters.items():

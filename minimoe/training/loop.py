@@ -1,8 +1,8 @@
-"""The one training loop: steps, evaluations, checkpoints, records, resume, for one model or for several
-that take turns (so that all of them see the same machine).
+"""The training loop: steps, evaluations, checkpoints, records and resume, for one model or for several that
+are trained in turns, so that all see the same machine load.
 
-    out/run.json                        what was asked for, and whether it is finished
-    out/<name>/records.jsonl            a line a step and an evaluation
+    out/run.json                        settings, and whether the run is finished (``tools.run_dir``)
+    out/<name>/records.jsonl            one line per step and per evaluation
     out/<name>/checkpoints/step-...     see ``checkpoint``
 """
 
@@ -31,7 +31,7 @@ from minimoe.training.trainer import Evaluation, Step, Trainer
 
 
 class Interrupted(Exception):
-    """The user stopped the run; everything is saved."""
+    """The user stopped the run, and a checkpoint was saved."""
 
 
 def train(
@@ -43,20 +43,22 @@ def train(
     device: str = "cpu",
     resume: bool = False,
     display: Display | None = None,
-    processes: SingleProcess | None = None,
+    strategy: SingleProcess | None = None,
 ) -> list[Evaluation]:
-    """Train a model; return its evaluations, the last one after the last step.
+    """Train a model and return its evaluations, the last of them after the last step.
 
     Args:
-        processes: ``together.DataExpertParallel`` where several processes train the model, each calling this.
-        out: a folder for records and checkpoints; None keeps nothing.
-        resume: go on from the newest checkpoint in ``out``; on a CPU to the same bits as if the run had
-            never stopped. Evaluations made before the checkpoint are not returned again.
+        out: folder for records and checkpoints; None writes nothing.
+        resume: continue from the newest checkpoint in ``out``; on a CPU bit-identical to a run that was
+            never interrupted. Evaluations before the checkpoint are not returned again.
+        strategy: ``DataExpertParallel`` where several processes train the model, each calling this.
 
     Raises:
-        TrainingError, CheckpointError: with the remedy. Interrupted: Ctrl-C, after saving.
+        TrainingError, CheckpointError: with the remedy. Interrupted: Ctrl-C, after a checkpoint was saved.
     """
-    trainer = Trainer(model, corpus, config, device, processes)
+    strategy = SingleProcess() if strategy is None else strategy
+    network = strategy.wrap_model(model.to(device), config.batch_size)
+    trainer = Trainer(network, corpus, config, device, strategy)
     folders = {"model": Path(out)} if out is not None else {}
     evaluations: list[Evaluation] = []
     train_in_turns({"model": trainer}, folders, resume=resume, display=display, keep=evaluations)
@@ -71,7 +73,12 @@ def train_in_turns(
     display: Display | None = None,
     keep: list[Evaluation] | None = None,
 ) -> None:
-    """Train several models, a step each in turn, each to its own ``config.steps``."""
+    """Train several models, one step of each in turn, each for its own ``config.steps``.
+
+    Args:
+        folders: where each model's records and checkpoints go; without a folder nothing is written.
+        keep: receives the evaluations.
+    """
     keep_freed_memory()
     display = display or Silent()
     for name, folder in folders.items():
@@ -79,10 +86,10 @@ def train_in_turns(
     with display, _interruptible() as stop:
         display.start(trainers)
         while waiting := [n for n, t in trainers.items() if t.step < t.config.steps]:
-            # After a kill in mid-turn some are a step ahead: the others catch up first.
+            # After a kill some may be one step ahead: the others catch up first.
             name = min(waiting, key=lambda n: trainers[n].step)
             _turn(name, trainers[name], folders.get(name), display, keep)
-            if trainers[name].processes.any_rank(stop.is_set()):
+            if trainers[name].strategy.any_rank(stop.is_set()):
                 for other, folder in folders.items():
                     checkpoint.save(folder / "checkpoints", trainers[other])
                 raise Interrupted
@@ -95,7 +102,7 @@ def _turn(
     display: Display,
     keep: list[Evaluation] | None,
 ) -> None:
-    """One step of one model, and the evaluation and checkpoint that fall due after it."""
+    """One step of one model, and the evaluation and checkpoint that are due after it."""
     config = trainer.config
     last = trainer.step + 1 == config.steps
     step = trainer.train_step()
@@ -112,11 +119,11 @@ def _turn(
 
 
 def _open(folder: Path, trainer: Trainer, resume: bool) -> None:
-    """Make a run's folder ready: restore the newest checkpoint, or begin the records."""
-    newest = trainer.processes.run_on_rank0(lambda: _claim(folder, trainer, resume))
+    """Prepare a run's folder: restore the newest checkpoint, or start the records."""
+    newest = trainer.strategy.run_on_rank0(lambda: _claim(folder, trainer, resume))
     if newest is not None:
         checkpoint.restore(newest, trainer)
-        trainer.processes.run_on_rank0(lambda: records.cut_after(folder / "records.jsonl", trainer.step))
+        trainer.strategy.run_on_rank0(lambda: records.cut_after(folder / "records.jsonl", trainer.step))
         return
     header = {
         "kind": "run",
@@ -125,35 +132,39 @@ def _open(folder: Path, trainer: Trainer, resume: bool) -> None:
         "domains": dict(zip(trainer.corpus.domains, trainer.corpus.sources, strict=True)),
         "machine": describe_machine(trainer.device),
     }
-    trainer.processes.run_on_rank0(lambda: write_atomically(folder / "records.jsonl", ""))
+    trainer.strategy.run_on_rank0(lambda: write_atomically(folder / "records.jsonl", ""))
     _record(folder, trainer, header)
 
 
 def _claim(folder: Path, trainer: Trainer, resume: bool) -> Path | None:
-    """The checkpoint to go on from, or None. Refuses a folder that holds a run already, or a full disk."""
+    """The checkpoint to resume from, or None.
+
+    Raises:
+        TrainingError: the folder holds a run already, or the disk is too full for the checkpoints.
+    """
     newest = checkpoint.latest(folder / "checkpoints")
     if not resume and (newest or (folder / "records.jsonl").exists()):
-        raise TrainingError(f"{folder} already holds a run; resume it, or choose another folder")
+        raise TrainingError(f"{folder} already holds a run; resume it or choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     needed, free = checkpoint.needed_bytes(trainer), shutil.disk_usage(folder).free
     if needed > free:
         raise TrainingError(
-            f"checkpoints will need {needed / 1e6:,.0f} MB in {folder} and {free / 1e6:,.0f} MB are "
-            "free; free some space or choose another --out"
+            f"checkpoints need {needed / 1e6:,.0f} MB in {folder}, but only {free / 1e6:,.0f} MB are free; "
+            "free some space or choose another --out"
         )
     return newest
 
 
 def _record(folder: Path | None, trainer: Trainer, record: records.Record) -> None:
-    if folder is None or not trainer.processes.is_rank0:
+    if folder is None or not trainer.strategy.is_rank0:
         return
     try:
         records.append(folder / "records.jsonl", record | {"data": trainer.corpus.fingerprint})
     except OSError as error:
         newest = checkpoint.latest(folder / "checkpoints")
-        kept = f"{newest} is whole" if newest else "no checkpoint was due yet"
+        saved = f"{newest} is intact" if newest else "no checkpoint was due yet"
         raise TrainingError(
-            f"could not write {folder / 'records.jsonl'} at step {trainer.step} ({error}); {kept}. "
+            f"could not write {folder / 'records.jsonl'} at step {trainer.step} ({error}); {saved}. "
             "Free some space and resume"
         ) from error
 
@@ -190,8 +201,7 @@ def evaluation_record(evaluation: Evaluation) -> records.Record:
 
 
 def load_record(counts_ME: Tensor) -> records.Record:
-    """What the loads of the mixture layers amount to: MaxVio and entropy averaged over layers, dead experts
-    added up."""
+    """Load statistics of the MoE layers: mean MaxVio, mean entropy, total number of dead experts."""
     layers = [statistics(counts_E) for counts_E in counts_ME]
     return {
         "max_violation": sum(layer.max_violation for layer in layers) / len(layers),
@@ -202,8 +212,8 @@ def load_record(counts_ME: Tensor) -> records.Record:
 
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """Turn Ctrl-C (and a polite kill) into an event to look at between steps; a second Ctrl-C is the
-    usual one. Outside the main thread signals cannot be caught, and stay as they are."""
+    """Turn SIGINT and SIGTERM into an event that the loop checks between steps. A second Ctrl-C raises
+    KeyboardInterrupt as usual. Outside the main thread signals cannot be caught and keep their handlers."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop

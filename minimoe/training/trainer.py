@@ -1,20 +1,21 @@
-"""One optimizer step and one evaluation. The loop around them is ``training``.
+"""The trainer: one optimizer step (``train_step``) and one evaluation. The training loop is in ``loop``.
 
-AdamW whose weight decay touches matrices only, a warm-up and then a cosine or a constant rate, clipping,
-gradient accumulation. The balance bias moves once per optimizer step, by the counts of all micro-batches.
+AdamW with weight decay on matrices only, linear warm-up and then a cosine or constant learning rate, gradient
+clipping and accumulation. The load-balancing bias is updated once per optimizer step, from the token counts
+of all micro-batches.
 
-Dimensions: B batch, L sequence length, V vocabulary, E experts, M mixture layers.
+Dimensions: B batch, L sequence length, V vocabulary, E experts, M MoE layers, N domains.
 """
 
 import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from minimoe.data.corpus import Batch, Corpus
@@ -29,25 +30,25 @@ from minimoe.training.config import BALANCE_WEIGHTS, TrainConfig
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimizer step did."""
+    """Metrics of one optimizer step."""
 
-    step: int  # steps done, this one included
-    loss: float  # cross-entropy, nats a token; balance and teacher's terms are never in it
+    step: int  # steps done, including this one
+    loss: float  # cross-entropy in nats per token, without auxiliary and distillation losses
     lr: float
     grad_norm: float  # before clipping
     tokens: int
     seconds: float
-    counts_ME: Tensor | None  # tokens an expert got, a row a mixture layer; None for a dense model
-    balance_loss: float | None = None  # the mean over layers, before its weight; None without such a loss
+    counts_ME: Tensor | None  # tokens per expert; None for a dense model
+    balance_loss: float | None = None  # mean over layers, unweighted; None if the run has no such loss
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Bits per byte of each domain, their mean, and the experts' loads over the validation text."""
+    """Validation bits per byte of each domain, and the experts' token counts."""
 
     step: int
     domains: dict[str, float]
-    counts_NME: Tensor | None  # N domains, in the order of ``domains``; None for a dense model
+    counts_NME: Tensor | None  # in the order of ``domains``; None for a dense model
 
     @property
     def counts_ME(self) -> Tensor | None:
@@ -55,50 +56,53 @@ class Evaluation:
 
     @property
     def bits_per_byte(self) -> float:
+        """The mean over domains."""
         return sum(self.domains.values()) / len(self.domains)
 
     @property
     def max_violation(self) -> float | None:
-        """MaxVio of each mixture layer, averaged over layers; None for a dense model."""
+        """MaxVio, averaged over MoE layers; None for a dense model."""
         if self.counts_ME is None:
             return None
         return sum(max_violation(counts_E) for counts_E in self.counts_ME) / len(self.counts_ME)
 
 
 def cross_entropy(logits_BLV: Tensor, targets_BL: Tensor) -> Tensor:
-    """Mean nats a token, in float32 whatever the logits are."""
+    """Mean nats per token, computed in float32."""
     return F.cross_entropy(logits_BLV.flatten(0, 1).float(), targets_BL.flatten())
 
 
 class Trainer:
-    """A model, its optimizer and its place in the run: all that a checkpoint must hold.
+    """A model, its optimizer and the current step: everything that a checkpoint holds.
 
-    With ``processes`` it is one of several that train one model together, each on its share of every batch;
-    ``config`` is of all, and so are the figures that come out.
+    Args:
+        network: what ``strategy.wrap_model`` returned; for a single process the model itself.
+        config: of the whole run. Where several processes train one model, each takes its share of every
+            batch, and all report the metrics of the whole batch.
     """
 
     def __init__(
         self,
-        model: GPT,
+        network: nn.Module,
         corpus: Corpus,
         config: TrainConfig,
         device: str = "cpu",
-        processes: SingleProcess | None = None,
+        strategy: SingleProcess | None = None,
     ) -> None:
-        corpus.check(model.config.context, model.config.vocab_size)
-        self.processes = SingleProcess() if processes is None else processes
-        self.model = model.to(device)
-        self.network = self.processes.wrap_model(self.model, config.batch_size)
+        self.network = network.to(device)
+        self.model = cast(GPT, getattr(network, "module", network))  # without DistributedDataParallel
+        corpus.check(self.model.config.context, self.model.config.vocab_size)
+        self.strategy = SingleProcess() if strategy is None else strategy
         self.corpus = corpus
         self.config = config
         self.device = torch.device(device)
-        self.moe_layers = [m for m in model.modules() if isinstance(m, MoE)]
-        self.parameters = dict(model.named_parameters())
+        self.moe_layers = [m for m in self.model.modules() if isinstance(m, MoE)]
+        self.parameters = dict(self.model.named_parameters())
         self.optimizer = self._make_optimizer()
         self.average: dict[str, Tensor] = {}
         if config.average:
             self.average = {n: p.detach().clone() for n, p in self.parameters.items()}
-        self.extra_state: dict[str, Tensor] = {}  # what else a checkpoint must hold, by name
+        self.extra_state: dict[str, Tensor] = {}  # further tensors for the checkpoint, by name
         self.step = 0
         self.bf16 = self._choose_bf16()
 
@@ -114,14 +118,14 @@ class Trainer:
         return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=fused)
 
     def settings(self) -> dict[str, dict[str, Any]]:
-        """What a run must be resumed with, part by part."""
+        """The settings that a resumed run must share."""
         return {"model": asdict(self.model.config), "training": asdict(self.config)}
 
     def train_step(self) -> Step:
         """One optimizer step over ``accumulate`` micro-batches.
 
         Raises:
-            TrainingError: the loss or the gradient is not finite; the weights are left as they were.
+            TrainingError: the loss or the gradient is not finite; the weights are unchanged.
         """
         start = time.perf_counter()
         config = self.config
@@ -137,12 +141,10 @@ class Trainer:
             balance_loss += micro_balance
             if micro_counts_ME is not None:
                 counts_ME = micro_counts_ME + (0 if counts_ME is None else counts_ME)
-        loss, balance_loss = (
-            self.processes.all_reduce_mean(loss),
-            self.processes.all_reduce_mean(balance_loss),
-        )
-        counts_ME = None if counts_ME is None else self.processes.all_reduce_sum(counts_ME)
-        grad_norm = self.processes.clip_grad_norm(self.parameters, config.clip)
+        loss = self.strategy.all_reduce_mean(loss)
+        balance_loss = self.strategy.all_reduce_mean(balance_loss)
+        counts_ME = None if counts_ME is None else self.strategy.all_reduce_sum(counts_ME)
+        grad_norm = self.strategy.clip_grad_norm(self.parameters, config.clip)
         if not (torch.isfinite(loss) and torch.isfinite(grad_norm)):
             self.optimizer.zero_grad()
             raise TrainingError(
@@ -156,25 +158,24 @@ class Trainer:
         seconds = time.perf_counter() - start
         tokens = config.accumulate * config.batch_size * self.model.config.context
         counts_ME = None if counts_ME is None else counts_ME.cpu()
-        balance = balance_loss.item() if self._balances_by_loss() else None
+        balance = balance_loss.item() if self._has_balance_loss() else None
         return Step(self.step, loss.item(), lr, grad_norm.item(), tokens, seconds, counts_ME, balance)
 
     def batch(self, micro: int) -> Batch:
-        """What the model reads in this step's micro-batch; targets of -100 do not count."""
+        """This process's share of the step's micro-batch; targets of -100 are ignored."""
         config, context = self.config, self.model.config.context
-        whole = self.corpus.batch(config.seed, self.step, config.batch_size, context, micro=micro)
-        return self.processes.shard_batch(whole).to(self.device)
+        batch = self.corpus.batch(config.seed, self.step, config.batch_size, context, micro=micro)
+        return self.strategy.shard_batch(batch).to(self.device)
 
     def objective(self, logits_BLV: Tensor, batch: Batch, micro: int, loss: Tensor) -> Tensor:
-        """What is minimised, a mean over tokens. Here the cross-entropy ``loss`` itself."""
+        """The loss to minimize, a mean over tokens: here the cross-entropy ``loss`` itself."""
         return loss
 
     def _backward(self, micro: int, bf16: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Add one micro-batch's gradients; return its share of the loss and of the balance loss, and its
-        counts."""
+        """Add one micro-batch's gradients -> its share of the loss and of the balance loss, counts_ME."""
         batch = self.batch(micro)
         self.model.train()
-        with self.processes.grad_sync(last=micro + 1 == self.config.accumulate):
+        with self.strategy.grad_sync(last=micro + 1 == self.config.accumulate):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
                 logits_BLV, routings = self.network(batch.tokens_BL)
                 loss = cross_entropy(logits_BLV, batch.targets_BL)
@@ -186,34 +187,34 @@ class Trainer:
         return loss.detach(), balance_loss.detach(), counts
 
     def _balance_loss(self, routings: list[Routing]) -> Tensor:
-        """The mean over layers of the balance loss; 1 where all are even, 0 where there is none."""
-        if not self._balances_by_loss():
+        """The auxiliary load-balancing loss, averaged over layers: 1 for an even load, 0 if there is none."""
+        if not self._has_balance_loss():
             return torch.zeros((), device=self.device)
-        if self.config.balance == "switch":  # its loads are those of the whole batch
-            counts = [self.processes.all_reduce_sum(routing.counts_E) for routing in routings]
+        if self.config.balance == "switch":  # from the counts of the whole batch
+            counts = [self.strategy.all_reduce_sum(routing.counts_E) for routing in routings]
             losses = [switch_loss(r._replace(counts_E=c)) for r, c in zip(routings, counts, strict=True)]
         else:
             losses = [sequence_loss(routing, self.model.config.context) for routing in routings]
         return torch.stack(losses).mean()
 
-    def _balances_by_loss(self) -> bool:
+    def _has_balance_loss(self) -> bool:
         return bool(self.moe_layers) and self.config.balance in BALANCE_WEIGHTS
 
     @torch.no_grad()
     def _after_update(self, counts_ME: Tensor | None) -> None:
-        """Move the balance bias and the average, once per optimizer step."""
+        """Update the load-balancing bias and the weight average."""
         self.step += 1
         if counts_ME is not None and self.config.balance.startswith("bias"):
             for moe, counts_E in zip(self.moe_layers, counts_ME, strict=True):
                 update_bias_(moe.gate.e_score_correction_bias, counts_E, self.config.balance_speed)
         if self.average:
-            # A window that grows with the run: the newest weights enter with 1 / (fraction * steps).
+            # A window that grows with the run: the newest weights get weight 1 / (fraction * steps).
             weight = min(1.0, 1.0 / (self.config.average * self.step))
             torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), weight)
 
     @torch.no_grad()
     def evaluate(self) -> Evaluation:
-        """Bits per byte over the validation windows, in float32, with the averaged weights if any."""
+        """Validation bits per byte in float32, of the averaged weights where there are any."""
         self.model.eval()
         nats = torch.zeros(len(self.corpus.domains), dtype=torch.float64)
         n_experts = self.model.config.n_experts
@@ -221,16 +222,16 @@ class Trainer:
         batches = self.corpus.validation_batches(
             self.model.config.context, self.config.eval_sequences, self.config.batch_size
         )
-        for batch, counts in self.processes.shard_batches(batches):
+        for batch, is_counted in self.strategy.shard_batches(batches):
             batch = batch.to(self.device)
             logits_BLV, routings = functional_call(self.model, self.average, (batch.tokens_BL,))
-            if not counts:
+            if not is_counted:
                 continue
-            domain = batch.domains_B[0]  # a batch is of one domain
+            domain = batch.domains_B[0]  # the same for the whole batch
             nats[domain] += cross_entropy(logits_BLV, batch.targets_BL).item() * len(batch.domains_B)
             if routings:
                 counts_NME[domain] += torch.stack([routing.counts_E for routing in routings]).cpu()
-        nats, counts_NME = self.processes.all_reduce_sum(nats), self.processes.all_reduce_sum(counts_NME)
+        nats, counts_NME = self.strategy.all_reduce_sum(nats), self.strategy.all_reduce_sum(counts_NME)
         bits = nats / self.config.eval_sequences / math.log(2)
         domains = dict(zip(self.corpus.domains, bits.tolist(), strict=True))
         return Evaluation(self.step, domains, counts_NME if self.moe_layers else None)
@@ -244,4 +245,4 @@ class Trainer:
         }
         seconds = interleaved_seconds(tasks, self.device, rounds=3, warmup=1)
         self.optimizer.zero_grad()
-        return self.processes.run_on_rank0(lambda: seconds["bf16"] < 0.95 * seconds["float32"])
+        return self.strategy.run_on_rank0(lambda: seconds["bf16"] < 0.95 * seconds["float32"])

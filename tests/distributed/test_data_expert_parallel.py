@@ -34,7 +34,7 @@ from safetensors.torch import load_file
 
 from minimoe.cli import main as cli
 from minimoe.data.corpus import Batch
-from minimoe.distributed import elastic as launch
+from minimoe.distributed import elastic
 from minimoe.distributed.data_expert_parallel import DataExpertParallel
 from minimoe.distributed.errors import PeerFailure, TrainingError
 from minimoe.distributed.strategy import SingleProcess
@@ -87,7 +87,8 @@ def make(corpus, group, model=MODEL, config=CONFIG, dtype=torch.float32, crowded
         for block in gpt.blocks:
             block.feed_forward.gate.e_score_correction_bias[: model.top_k] = 100.0
     kind = Exact if dtype == torch.float64 else Trainer
-    return kind(gpt, corpus, config, processes=DataExpertParallel(group) if group else SingleProcess())
+    strategy = DataExpertParallel(group) if group else SingleProcess()
+    return kind(strategy.wrap_model(gpt, config.batch_size), corpus, config, strategy=strategy)
 
 
 def settings(name: str) -> tuple[ModelConfig, TrainConfig]:
@@ -98,7 +99,7 @@ def settings(name: str) -> tuple[ModelConfig, TrainConfig]:
 def state(trainer) -> dict[str, torch.Tensor]:
     """Everything a checkpoint holds, of all experts: weights (and averages), biases, moments, generators."""
     tensors = checkpoint._model_tensors(trainer) | checkpoint._training_tensors(trainer)
-    return {name: tensor.clone() for name, tensor in trainer.processes.gather_experts(tensors).items()}
+    return {name: tensor.clone() for name, tensor in trainer.strategy.gather_experts(tensors).items()}
 
 
 def figures(trainer, steps: int) -> dict[str, torch.Tensor]:
@@ -210,8 +211,8 @@ def first_gradients(corpus, group, limits):
     for limit in limits:
         trainer.optimizer.zero_grad()
         trainer._backward(0, bf16=False)
-        norm = trainer.processes.clip_grad_norm(trainer.parameters, limit)
-        grads = trainer.processes.gather_experts({name: p.grad for name, p in trainer.parameters.items()})
+        norm = trainer.strategy.clip_grad_norm(trainer.parameters, limit)
+        grads = trainer.strategy.gather_experts({name: p.grad for name, p in trainer.parameters.items()})
         clipped.append((norm.item(), {name: grad.clone() for name, grad in grads.items()}))
     return logits_BLV.detach(), clipped
 
@@ -285,7 +286,9 @@ def wired(corpus):
     for dispatch_dtype in ("full", "bf16", "fp8"):
         torch.manual_seed(0)
         meter = Meter()
-        trainer = Trainer(GPT(MODEL), corpus, CONFIG, processes=DataExpertParallel(2, dispatch_dtype, meter))
+        strategy = DataExpertParallel(2, dispatch_dtype, meter)
+        network = strategy.wrap_model(GPT(MODEL), CONFIG.batch_size)
+        trainer = Trainer(network, corpus, CONFIG, strategy=strategy)
         found.append((trainer.train_step().loss, meter.bytes["dispatch"]))
     return found
 
@@ -304,13 +307,13 @@ def test_the_wire_is_the_one_that_was_asked_for(corpus, tmp_path):
 
 def dealt(batches_of):
     """For each number of batches what deal gives; for each size of a batch what share gives."""
-    processes = DataExpertParallel(1)
+    strategy = DataExpertParallel(1)
     dist.barrier()
-    deals = [list(processes.shard_batches(range(n))) for n in range(11)]
+    deals = [list(strategy.shard_batches(range(n))) for n in range(11)]
     shares = []
     for size in batches_of:
         tokens_BL = torch.arange(size * 5).view(size, 5)
-        shares.append(processes.shard_batch(Batch(tokens_BL, tokens_BL + 1, torch.arange(size))))
+        shares.append(strategy.shard_batch(Batch(tokens_BL, tokens_BL + 1, torch.arange(size))))
     return deals, shares
 
 
@@ -346,22 +349,22 @@ def fail(error: Exception):
 
 def spoken():
     """What the small words between processes come to, in one of three."""
-    processes = DataExpertParallel(1)
-    agreed = [processes.any_rank(processes.rank == one) for one in (0, 1, 2, 3)]
-    once = processes.run_on_rank0(lambda: ("result", processes.rank))
+    strategy = DataExpertParallel(1)
+    agreed = [strategy.any_rank(strategy.rank == one) for one in (0, 1, 2, 3)]
+    once = strategy.run_on_rank0(lambda: ("result", strategy.rank))
     errors = []
     for error in (OSError("full"), KeyboardInterrupt()):
         try:
-            processes.run_on_rank0(lambda error=error: fail(error))
+            strategy.run_on_rank0(lambda error=error: fail(error))
         except BaseException as raised:
             errors.append(type(raised).__name__)
-    x = torch.tensor([1.0, float(processes.rank)], requires_grad=True)
-    counts = torch.tensor([1, processes.rank])
-    added = processes.all_reduce_sum(x), processes.all_reduce_mean(x), processes.all_reduce_sum(counts)
-    assert x.tolist() == [1.0, processes.rank]  # what was given is left alone
-    assert counts.tolist() == [1, processes.rank]
+    x = torch.tensor([1.0, float(strategy.rank)], requires_grad=True)
+    counts = torch.tensor([1, strategy.rank])
+    added = strategy.all_reduce_sum(x), strategy.all_reduce_mean(x), strategy.all_reduce_sum(counts)
+    assert x.tolist() == [1.0, strategy.rank]  # what was given is left alone
+    assert counts.tolist() == [1, strategy.rank]
     assert not added[0].requires_grad
-    return agreed, once, errors, [t.tolist() for t in added], processes.is_rank0
+    return agreed, once, errors, [t.tolist() for t in added], strategy.is_rank0
 
 
 def test_all_learn_of_wishes_results_and_errors(tmp_path):
@@ -590,10 +593,10 @@ def train_until_lost(corpus, group, folder, timeout, place, victim, number):
         os.kill(os.getpid(), number)
 
     try:
-        with launch.init_distributed(group, "full", timeout, "cpu") as processes:
+        with elastic.init_distributed(group, "full", timeout, "cpu") as strategy:
             if int(os.environ["RANK"]) == victim:
                 strike_at(place, strike)
-            train(GPT(MODEL), corpus, config, out=folder / "out", processes=processes)
+            train(GPT(MODEL), corpus, config, out=folder / "out", strategy=strategy)
     except TrainingError as error:
         return str(error), time.monotonic() - float(struck.read_text())
     return None
@@ -617,8 +620,8 @@ def test_when_one_is_killed_the_others_tell_at_once(corpus, tmp_path, size, grou
     )  # fmt: skip
     assert found.pop(victim) is None
     for message, seconds in found:
-        assert "lost another, or waited 30 s for it in vain" in message
-        assert "start all again with --resume" in message
+        assert "lost the connection to another process, or got no response within 30 s" in message
+        assert "start all processes again with --resume" in message
         assert len(message.splitlines()) == 1
         assert seconds < timeout  # its connections closed, that was enough
     assert load_model(tmp_path / "out").config == MODEL  # what was saved is whole
@@ -633,25 +636,36 @@ def test_when_one_stalls_the_others_wait_as_long_as_they_were_told(corpus, tmp_p
     )  # fmt: skip
     assert found.pop(1) is None
     for message, seconds in found:
-        assert "waited 8 s for it in vain" in message
+        assert "got no response within 8 s" in message
         # Some may have begun to wait before the process stopped, and on a busy machine all are late.
         assert timeout / 2 < seconds < timeout + 20
 
 
 @pytest.mark.parametrize(
-    "message",
+    "error",
     [
-        "Application timeout caused pair closure",
-        "[third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:7320",
-        "[third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer",
-        "Timed out waiting 5000ms for recv operation to complete",
-        "NCCL communicator was aborted on rank 0",
+        RuntimeError("Application timeout caused pair closure"),
+        RuntimeError(
+            "[third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]"
+        ),
+        RuntimeError(
+            "[third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer"
+        ),
+        RuntimeError("Timed out waiting 5000ms for recv operation to complete"),
+        dist.DistBackendError("NCCL communicator was aborted on rank 0"),
+        dist.DistNetworkError("Broken pipe"),
+        dist.DistStoreError("wait timeout after 2000ms"),
     ],
+    ids=str,
 )
-def test_a_loss_is_known_by_what_the_connection_says(message):
-    """Each was seen, but for NCCL's."""
-    assert launch._is_loss(RuntimeError(message))
-    assert not launch._is_loss(RuntimeError("mat1 and mat2 shapes cannot be multiplied (4x8 and 4x8)"))
+def test_a_peer_failure_is_recognized(error):
+    """By its class where there is one; each of Gloo's messages was seen."""
+    assert elastic._is_peer_failure(error)
+
+
+def test_other_errors_are_not_peer_failures():
+    for message in ("mat1 and mat2 shapes cannot be multiplied (4x8 and 4x8)", "the connection of x and y"):
+        assert not elastic._is_peer_failure(RuntimeError(message))
 
 
 def come_alone(timeout):
@@ -660,7 +674,7 @@ def come_alone(timeout):
         os._exit(1)
     begin = time.monotonic()
     try:
-        with launch.init_distributed(2, "full", timeout, "cpu"):
+        with elastic.init_distributed(2, "full", timeout, "cpu"):
             pass
     except TrainingError as error:
         return str(error), time.monotonic() - begin
@@ -668,7 +682,7 @@ def come_alone(timeout):
 
 def test_one_that_never_comes_is_waited_for_as_long(tmp_path):
     message, seconds = torchrun(come_alone, 2, tmp_path, 2, gone=(1,))[0]
-    assert "process 0 lost another, or waited 2 s for it in vain" in message
+    assert "process 0 lost the connection to another process, or got no response within 2 s" in message
     assert 1.9 < seconds < 30
 
 
@@ -677,8 +691,8 @@ def own_errors(errors):
     dist.barrier()
     for error in errors:
         try:
-            with launch.init_distributed(2, "bf16", 5, "cpu") as processes:
-                assert (processes.expert_parallel, processes.dispatch_dtype) == (2, "bf16")
+            with elastic.init_distributed(2, "bf16", 5, "cpu") as strategy:
+                assert (strategy.expert_parallel, strategy.dispatch_dtype) == (2, "bf16")
                 raise error
         except Exception as raised:
             found.append(raised is error)
@@ -767,7 +781,7 @@ def test_after_a_restart_they_go_on_from_the_checkpoint(text, tmp_path, straight
             command_until, 2, tmp_path / "jobs", "writing", 0, signal.SIGKILL, arguments, **options
         )
     assert lost[0] == 1
-    assert "start all again with --resume" in lost[1]
+    assert "start all processes again with --resume" in lost[1]
     assert checkpoint.latest(out / "checkpoints").name == "step-00000004"
     again = torchrun(command, 2, tmp_path / "jobs", *arguments, store=store, attempt=1)
     assert again == [(0, "")] * 2
@@ -810,7 +824,7 @@ class Watched(Silent):
 def interrupted(corpus, folder):
     display = Watched(dist.get_rank() == 1)
     try:
-        train(GPT(MODEL), corpus, CONFIG, out=folder, display=display, processes=DataExpertParallel(2))
+        train(GPT(MODEL), corpus, CONFIG, out=folder, display=display, strategy=DataExpertParallel(2))
     except Interrupted:
         return display.steps
     return None
@@ -857,7 +871,7 @@ def compared_settings(all_settings):
     found = []
     for settings in all_settings:
         try:
-            found.append(launch.require_same_settings(settings[dist.get_rank()]))
+            found.append(elastic.require_same_settings(settings[dist.get_rank()]))
         except ValueError as error:
             found.append(str(error))
     return found
@@ -899,16 +913,16 @@ def refused(corpus):
 def test_what_cannot_be_is_refused_with_its_numbers(corpus, tmp_path):
     for said in run(refused, 4, tmp_path, corpus):
         three, none, batch, jitter, experts = said
-        assert "4 processes cannot be split into groups of expert_parallel (3)" in three
-        assert "groups of expert_parallel (0)" in none
+        assert "the number of processes (4) must be a multiple of expert_parallel (3)" in three
+        assert "must be a multiple of expert_parallel (0)" in none
         assert "batch_size (6) must be divisible by the number of processes (4)" in batch
-        assert "jitter (0.01) goes with one process alone; make it 0" in jitter
+        assert "jitter (0.01) is supported in a single process only; set it to 0" in jitter
         assert "n_experts (6) must be divisible by the number of processes (4)" in experts
 
 
 def test_a_process_alone_is_told_how_to_start_several(text, tmp_path):
     remedy = "start with torchrun --nproc-per-node 2 -m minimoe train --expert-parallel"
-    with pytest.raises(ValueError, match=remedy), launch.init_distributed(2, "full", 5, "cpu"):
+    with pytest.raises(ValueError, match=remedy), elastic.init_distributed(2, "full", 5, "cpu"):
         pass
     status, said = command(*flags(text, tmp_path / "out", 12, "--expert-parallel", "2"))
     assert status == 1
@@ -937,22 +951,22 @@ def test_torchrun_starts_train_alone(monkeypatch, tmp_path, name):
 
 def test_a_lone_process_has_no_group(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    assert not launch.is_torchrun()
-    assert launch.local_device("cuda") == "cuda"
-    with launch.init_distributed(None, "full", 5, "cpu") as processes:
-        assert type(processes) is SingleProcess
+    assert not elastic.is_torchrun()
+    assert elastic.local_device("cuda") == "cuda"
+    with elastic.init_distributed(None, "full", 5, "cpu") as strategy:
+        assert type(strategy) is SingleProcess
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert not launch.is_restart()
+    assert not elastic.is_restart()
 
 
 def test_torchruns_processes_know_their_place(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a test")
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert launch.is_torchrun()
-    assert [launch.local_device(name) for name in ("cuda", "cuda:1", "cpu")] == ["cuda:3", "cuda:1", "cpu"]
+    assert elastic.is_torchrun()
+    assert [elastic.local_device(name) for name in ("cuda", "cuda:1", "cpu")] == ["cuda:3", "cuda:1", "cpu"]
     for count, expected in (("0", False), ("1", True), ("2", True)):
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
-        assert launch.is_restart() is expected
+        assert elastic.is_restart() is expected
 
 
 # ---- torchrun itself

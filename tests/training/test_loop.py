@@ -196,7 +196,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(saved, tiny_moe, 
 def test_too_little_disk_is_told_before_any_work(tiny, corpus, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
-    with pytest.raises(TrainingError, match=r"checkpoints will need .* MB .* 0 MB are free"):
+    with pytest.raises(TrainingError, match=r"checkpoints need .* MB .* only 0 MB are free"):
         train(GPT(tiny), corpus, CONFIG, out=tmp_path)
 
 

@@ -1,18 +1,23 @@
 """One step, one evaluation: what they change, and what they must not."""
 
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from test_architecture import ORDER
+from torch import nn
 
 from minimoe.data.corpus import Batch
 from minimoe.distributed.errors import TrainingError
+from minimoe.distributed.strategy import SingleProcess
 from minimoe.models.gpt import GPT
 from minimoe.moe.load_balancing import switch_loss
 from minimoe.training.config import TrainConfig
+from minimoe.training.loop import train
 from minimoe.training.trainer import Trainer, cross_entropy
 
 CONFIG = TrainConfig(steps=20, batch_size=4, warmup=4, eval_sequences=4)
@@ -25,6 +30,74 @@ def make(model_config, corpus, **changes):
 
 def weights(trainer):
     return {name: p.detach().clone() for name, p in trainer.parameters.items()}
+
+
+class Wrapper(nn.Module):
+    """Like DistributedDataParallel: keeps the model in ``module`` and counts forward passes."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module, self.calls = module, 0
+
+    def forward(self, tokens_BL):
+        self.calls += 1
+        return self.module(tokens_BL)
+
+
+class Wrapping(SingleProcess):
+    def __init__(self):
+        self.wrapped = []
+
+    def wrap_model(self, model, batch_size):
+        self.wrapped.append((Wrapper(model), batch_size))
+        return self.wrapped[-1][0]
+
+
+def test_the_trainer_trains_through_the_network_that_its_strategy_wrapped(tiny, corpus):
+    strategy, model = Wrapping(), GPT(tiny)
+    network = strategy.wrap_model(model, CONFIG.batch_size)
+    trainer = Trainer(network, corpus, replace(CONFIG, accumulate=2), strategy=strategy)
+    assert trainer.model is model
+    assert trainer.parameters.keys() == dict(model.named_parameters()).keys()
+    plain = make(tiny, corpus, accumulate=2)
+    plain.model.load_state_dict(model.state_dict())
+    assert trainer.train_step().loss == plain.train_step().loss
+    assert network.calls == 2
+    assert len(strategy.wrapped) == 1  # the trainer itself wraps nothing
+
+
+def test_train_has_the_strategy_wrap_the_model_once(tiny, corpus):
+    strategy = Wrapping()
+    train(GPT(tiny), corpus, replace(CONFIG, steps=3), strategy=strategy)
+    [(network, batch_size)] = strategy.wrapped
+    assert (network.calls, batch_size) == (3, CONFIG.batch_size)
+
+
+def test_a_step_is_walked_downwards(tiny_moe, corpus):
+    """No call of a step or an evaluation leads from a room to one on its right."""
+    trainer = make(tiny_moe, corpus)
+    upward = set()
+
+    def room(frame):
+        package, _, rest = frame.f_globals.get("__name__", "").partition(".")
+        return ORDER.index(rest.split(".")[0]) if package == "minimoe" else None
+
+    def on_event(frame, event, _):
+        if event != "call" or (callee := room(frame)) is None:
+            return
+        caller = frame.f_back
+        while caller is not None and room(caller) is None:  # torch, and this test
+            caller = caller.f_back
+        if caller is not None and callee > room(caller):
+            upward.add(f"{caller.f_code.co_name} -> {frame.f_code.co_name}")
+
+    sys.setprofile(on_event)
+    try:
+        trainer.train_step()
+        trainer.evaluate()
+    finally:
+        sys.setprofile(None)
+    assert not upward
 
 
 def test_a_tiny_model_learns_a_page_by_heart(tiny, corpus, monkeypatch):

@@ -61,11 +61,11 @@ class Train:
         device = prepare(self.device, self.threads)
         with init_distributed(
             self.expert_parallel, self.dispatch_dtype, self.timeout, local_device(device)
-        ) as processes:
-            console.quiet = not processes.is_rank0
-            self._run(device, processes)
+        ) as strategy:
+            console.quiet = not strategy.is_rank0
+            self._run(device, strategy)
 
-    def _run(self, device: str, processes: SingleProcess) -> None:
+    def _run(self, device: str, strategy: SingleProcess) -> None:
         corpus = load(self.data)
         corpus.check(self.model.context, self.model.vocab_size)
         wanted = {
@@ -80,15 +80,15 @@ class Train:
             require_same_settings(
                 wanted | {"expert_parallel": self.expert_parallel, "text": corpus.fingerprint}
             )
-        resume = processes.run_on_rank0(lambda: self._open(wanted))
-        if processes.is_rank0:
+        resume = strategy.run_on_rank0(lambda: self._open(wanted))
+        if strategy.is_rank0:
             introduce(corpus, device)
         torch.manual_seed(self.train.seed)
         evaluations = train(
             GPT(self.model), corpus, self.train, out=self.out, device=local_device(device),
-            resume=resume, display=Terminal(console) if processes.is_rank0 else None, processes=processes,
+            resume=resume, display=Terminal(console) if strategy.is_rank0 else None, strategy=strategy,
         )  # fmt: skip
-        processes.run_on_rank0(lambda: close_folder(self.out))
+        strategy.run_on_rank0(lambda: close_folder(self.out))
         if evaluations:
             last = evaluations[-1]
             domains = ", ".join(f"{name} {bits:.3f}" for name, bits in last.domains.items())
