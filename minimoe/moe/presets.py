@@ -1,10 +1,10 @@
-"""The layers of published models, as arguments of ``MoE``.
+"""[evidence] Presets: the mixture-of-experts layers of published models, as arguments of ``MoE``.
 
     preset("deepseek-v3")                            the layer as published: 11.3 billion parameters
-    preset("mixtral-8x7b", dim=64, expert_dim=32)    its routing, at a size for the desk
+    preset("mixtral-8x7b", dim=64, expert_dim=32)    its routing, in a small layer
     moe_from_config(json.loads(text))                the layer that a published config.json describes
 
-Each is one layer of the model; E routed experts of width H, K of them a token, on tokens of width D.
+Each is one layer of the model: E routed experts of width H, K of them per token, and tokens of width D.
 
     switch-base-128   Fedus et al., arXiv 2101.03961; widths as in the released checkpoint
     gshard-600b       Lepikhin et al., arXiv 2006.16668, MoE(2048E, 36L)
@@ -14,18 +14,18 @@ Each is one layer of the model; E routed experts of width H, K of them a token, 
     qwen3-30b-a3b     Qwen, arXiv 2505.09388, and its released configuration
     olmoe-1b-7b       Muennighoff et al., arXiv 2409.02060
 
-Where ours is not theirs:
+Differences from the published models:
 
-- Switch and GShard have experts of two matrices with a ReLU between; here every expert is a SwiGLU of
-  three, so that these two layers hold half as many parameters again. (Switch's paper trained its Base
-  with GEGLU of width 2048, its released checkpoint has ReLU of width 3072: as many parameters.)
-- Switch adds dropout inside its experts, here there is none.
-- GShard visits the second expert with a probability of twice its weight; here it always does. It fills
-  places within groups of tokens, here among all of them.
-- GShard's capacity is 2N / E places for N tokens of two picks each (section 2.2). That is an even share
-  of the 2N picks, hence factor 1; a factor of 2 over N / E is the same number.
-- DeepSeek-V3's group is worth the sum of its K / M = 2 best scores. With another K or M, code derived
-  from the released one still adds up two, this layer K / M.
+- Switch and GShard have experts of two matrices with a ReLU in between; here every expert is a SwiGLU of
+  three matrices, so that these two layers have 50 % more parameters. (The paper trained Switch-Base with
+  GEGLU of width 2048, its released checkpoint has ReLU of width 3072: the same number of parameters.)
+- Switch uses dropout inside its experts; here there is none.
+- GShard uses the second expert with a probability of twice its weight; here it is always used. GShard
+  applies the capacity within groups of tokens; here it applies to all tokens.
+- GShard's capacity is 2N / E for N tokens with two picks each (section 2.2). This is an even share of the 2N
+  picks, hence a factor of 1; relative to N / E the factor is 2.
+- DeepSeek-V3 ranks a group by the sum of its K / M = 2 best scores. For another K or M, code derived from the
+  released one still uses two, this layer K / M.
 """
 
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "top_k": 1,
             "n_shared": 0,
             "score": "softmax",
-            "normalize": False,  # with K = 1 a normalised weight teaches the gate nothing
+            "normalize": False,  # with K = 1 a normalized weight gives the gate no gradient
             "jitter": 0.01,
             "dispatch": "capacity",
             "capacity_factor": 1.25,
@@ -114,13 +114,13 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 def preset(name: str, **changes: Any) -> MoE:
     """Build the layer of a published model; ``changes`` are arguments of ``MoE`` that take precedence.
 
-    Under ``with torch.device("meta"):`` it takes no memory, to count parameters.
+    Under ``with torch.device("meta"):`` it uses no memory, for counting parameters.
 
     Raises:
-        ValueError: there is no such preset, or the changes make a layer that cannot be.
+        ValueError: the preset is unknown, or the changes make it invalid.
     """
     if name not in PRESETS:
-        raise ValueError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
+        raise ValueError(f"unknown preset {name!r}; choose from {', '.join(PRESETS)}")
     return MoE(**{**PRESETS[name], **changes})
 
 
@@ -131,14 +131,14 @@ def moe_from_config(config: Mapping[str, Any], **changes: Any) -> MoE:
     """Build the layer that a published ``config.json`` describes; ``changes`` as in ``preset``.
 
     Raises:
-        ValueError: the model is of a type not known here (``MODEL_TYPES``), a key is missing, or the layer
-            would compute something else.
+        ValueError: the model type is not supported (``MODEL_TYPES``), a key is missing, or ``MoE`` would
+            compute something else.
     """
-    kind = config.get("model_type")
-    if kind not in MODEL_TYPES:
-        raise ValueError(f"model_type must be one of {', '.join(MODEL_TYPES)}, not {kind!r}")
+    model_type = config.get("model_type")
+    if model_type not in MODEL_TYPES:
+        raise ValueError(f"model_type must be one of {', '.join(MODEL_TYPES)}, not {model_type!r}")
     if config.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"hidden_act is {config['hidden_act']!r}; experts here know silu alone")
+        raise ValueError(f"hidden_act is {config['hidden_act']!r}, but MoE supports only 'silu'")
     top_k = _value(config, "num_experts_per_tok")
     n_groups, top_groups = config.get("n_group") or 1, config.get("topk_group")
     if top_groups is None or top_groups >= n_groups:
@@ -146,17 +146,17 @@ def moe_from_config(config: Mapping[str, Any], **changes: Any) -> MoE:
     elif top_k != 2 * top_groups:
         raise ValueError(
             f"num_experts_per_tok ({top_k}) / topk_group ({top_groups}) must be 2: transformers ranks groups "
-            "by their two best scores, this layer, as the paper does, by that quotient"
+            "by their 2 best scores, MoE (as the paper) by as many as this quotient"
         )
     arguments = {
         "dim": _value(config, "hidden_size"),
-        # Where there are dense layers too, intermediate_size is theirs.
+        # In models with dense layers, intermediate_size is the width of those.
         "expert_dim": _value(config, "moe_intermediate_size", "intermediate_size"),
         "n_experts": _value(config, "n_routed_experts", "num_experts", "num_local_experts"),
         "top_k": top_k,
         "n_shared": config.get("n_shared_experts") or 0,
-        "score": "sigmoid" if kind == "deepseek_v3" else "softmax",
-        "normalize": config.get("norm_topk_prob", kind in ("deepseek_v3", "mixtral")),
+        "score": "sigmoid" if model_type == "deepseek_v3" else "softmax",
+        "normalize": config.get("norm_topk_prob", model_type in ("deepseek_v3", "mixtral")),
         "scale": config.get("routed_scaling_factor", 1.0),
         "n_groups": n_groups,
         "top_groups": top_groups,
@@ -165,7 +165,7 @@ def moe_from_config(config: Mapping[str, Any], **changes: Any) -> MoE:
 
 
 def _value(config: Mapping[str, Any], *keys: str) -> Any:
-    """That of the first key there is: the names of a thing differ between models and releases."""
+    """The value of the first key that is set: names differ between models and releases."""
     for key in keys:
         if config.get(key) is not None:
             return config[key]

@@ -1,19 +1,19 @@
-"""Sparse upcycling: a mixture of experts that begins as a trained dense layer (arXiv 2212.05055).
+"""[speed] Sparse upcycling: a mixture of experts initialized from a trained dense layer (arXiv 2212.05055).
 
     dense hidden width  | shared, n_shared * H | slice 0, H | slice 1, H | ... |
-    expert c * split + s = copy c of slice s      and every copy of a slice is the same at first
+    expert c * split + s = copy c of slice s      all copies of a slice are equal at first
 
-A SwiGLU is a sum over its hidden width, so the slices' outputs add up to the dense layer's. All slices of
-a copy have one and the same router row: their scores tie, and the K = top_copies * split best are all
-slices of top_copies whole copies. A token's normalised weights add up to 1 over the picked copies' slices,
-so over the copies of one slice to 1 / split, which ``scale`` = split makes good:
+A SwiGLU is a sum over its hidden width, so the slices' outputs add up to the dense layer's. All slices of a
+copy have the same router row: their scores tie, and the K = top_copies * split best experts are all slices of
+top_copies whole copies. A token's normalized weights sum to 1 over the picked copies' slices, and so to 1 /
+split over the copies of one slice, which ``scale`` = split compensates:
 
     y = shared(x) + sum over s of slice_s(x) * (sum over the picked copies c of  w_c) = dense(x)
 
-The same holds for the gradient of x. Training then parts the copies, as each sees other tokens, and with
-them the router's rows. With split > 1 these are the "virtual groups" of He et al. (arXiv 2410.07524), who
-take the softmax before the choice and scale the experts' weights instead of their output; that is equal
-to the dense layer only roughly.
+The same holds for the gradient of x. In training the copies and their router rows diverge, because each sees
+different tokens. With split > 1 these are the "virtual groups" of He et al. (arXiv 2410.07524), who apply the
+softmax before the choice and scale the experts' weights instead of their output, which equals the dense layer
+only approximately.
 """
 
 import torch
@@ -35,33 +35,32 @@ def upcycle(
     n_shared: int = 0,
     dispatch: Dispatch = "auto",
 ) -> MoE:
-    """A layer of E = copies * split experts, K = top_copies * split a token, that computes what ``dense``
-    (width D, hidden width W) computes, until it is trained.
+    """A layer of E = copies * split experts, K = top_copies * split per token, that computes the same as
+    ``dense`` (width D, hidden width W) until it is trained.
 
-    Equal but for rounding. A tie is as exact as the matmul behind it, so where the scores of two copies
-    agree to their last bits a token may get slices of both; of a million float32 tokens, about one does.
+    Equal up to rounding. Ties are as exact as the matmul behind them, so where the scores of two copies agree
+    to the last bits a token may get slices of both; this happens to about one in a million float32 tokens.
 
     Args:
-        copies: of every slice. ``dense`` is left as it is and shares no memory with them.
-        top_copies: copies a token visits.
-        split: routed experts that a copy is cut into, each of width H = W / (n_shared + split). Where
-            this and top_copies are 1, a token's one weight is constant, and the gate learns from balance
-            losses alone.
-        n_shared: this many times H of the hidden width become the shared expert, of which there is one.
-        dispatch: see ``MoE``. With ``capacity``, tokens that are dropped make a difference.
+        copies: of every slice. ``dense`` is not changed and shares no memory with them.
+        top_copies: copies per token.
+        split: routed experts per copy, each of width H = W / (n_shared + split). Where this and top_copies
+            are 1, a token's only weight is constant, and the gate learns only from balancing losses.
+        n_shared: the shared expert gets n_shared * H of the hidden width.
+        dispatch: see ``MoE``. With ``capacity``, dropped tokens make a difference.
 
     Returns:
-        The layer, in dense's dtype and on its device; its router drawn from torch's global generator.
+        The layer, in dense's dtype and on its device; its router is drawn from torch's global generator.
 
     Raises:
-        ValueError: a count is too small, top_copies exceeds copies, or W does not divide.
+        ValueError: a count is too small, top_copies exceeds copies, or W is not divisible.
     """
     dim, hidden = dense.gate_proj.in_features, dense.gate_proj.out_features
     _check(hidden, copies, top_copies, split, n_shared)
     expert_dim = hidden // (n_shared + split)
     gate_WD, up_WD, down_DW = (p.weight for p in (dense.gate_proj, dense.up_proj, dense.down_proj))
     shared = n_shared * expert_dim
-    # Rows that differ between copies and not within one.
+    # Rows that differ between copies but not within one.
     rows_cD = 0.02 * torch.randn(copies, dim, dtype=gate_WD.dtype, device=gate_WD.device)
     n_experts = copies * split
     tensors: dict[str, Tensor] = {
@@ -78,7 +77,7 @@ def upcycle(
             "shared_experts.up_proj.weight": up_WD[:shared].clone(),
             "shared_experts.down_proj.weight": down_DW[:, :shared].clone(),
         }
-    with torch.device("meta"):  # nothing is drawn that would be overwritten
+    with torch.device("meta"):  # parameters are assigned below
         moe = MoE(
             dim,
             expert_dim,
@@ -101,7 +100,7 @@ def _check(hidden: int, copies: int, top_copies: int, split: int, n_shared: int)
     if n_shared < 0:
         raise ValueError(f"n_shared ({n_shared}) must be 0 (none) or more")
     if top_copies > copies:
-        raise ValueError(f"top_copies ({top_copies}) must not exceed copies ({copies}); make more copies")
+        raise ValueError(f"top_copies ({top_copies}) must not exceed copies ({copies})")
     if hidden % (n_shared + split):
         raise ValueError(
             f"the dense hidden width ({hidden}) must be divisible by n_shared + split "

@@ -418,8 +418,8 @@ def test_a_bf16_layer_loses_nothing_on_a_bf16_wire(wired):
 
 
 def test_a_bf16_layer_on_an_fp8_wire(wired):
-    """Against float64 with the same rounding of what is sent. What remains are roundings of BF16 itself: half a
-    dozen of 2^-8 from x to y and from there to dx, few of which go the same way."""
+    """Against float64 with the same rounding of what is sent. What remains are roundings of BF16 itself: half
+    a dozen of 2^-8 from x to y and from there to dx, few of which go the same way."""
     counts, processes = wired
     several = joined([process["fp8", torch.bfloat16] for process in processes])
     moe = build(torch.bfloat16, **WIDE).double()
