@@ -64,6 +64,15 @@ def describe_lead(lead: Spread, where: str = "") -> str:
     return " ".join(filter(None, (outcome(lead), where, f"(by {format_spread(size, '.3f')})")))
 
 
+def describe_differences(seeds: int) -> str:
+    """The last sentence of a verdict: what its differences are, and how far they can be trusted."""
+    if seeds == 1:
+        spread = "from one seed: a hundredth or two may be luck, --seeds 3 shows the spread"
+    else:
+        spread = f"mean ± standard deviation of {seeds} paired seeds"
+    return f"Differences in bits per byte, {spread}."
+
+
 # One-sided 95 % quantiles of Student's t by degrees of freedom, from 1 on; the last one serves for more.
 T95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812)
 

@@ -1,7 +1,8 @@
 """Tables as plain text cells, printed on the terminal or rendered as Markdown; and SI prefixes."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +18,14 @@ class TextTable:
     headings: list[str]
     """the first is the heading of the rows' names"""
     rows: list[list[str]]
+
+    @classmethod
+    def from_rows(
+        cls, name: str, about: str, columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]
+    ) -> "TextTable":
+        """From rows of plain data; ``columns`` maps each heading to its format, such as "{loss:.3f}"."""
+        cells = [[template.format(**row) for template in columns.values()] for row in rows]
+        return cls(name, about, list(columns), cells)
 
     def markdown(self) -> str:
         lines = (self.headings, ["---"] * len(self.headings), *self.rows)

@@ -17,13 +17,11 @@ from minimoe.claims.registry import CLAIMS, choose
 from minimoe.claims.report import duration, print_ledger, summary
 from minimoe.cli import main as cli
 from minimoe.cli.commands import claims as commands
-from minimoe.cost import processes_visited, traffic
 from minimoe.experiments import context as context_module
-from minimoe.experiments import expert_parallel
 from minimoe.experiments.context import RunContext
 from minimoe.experiments.experiment import Experiment
 from minimoe.experiments.measurement import Measured, Untestable
-from minimoe.experiments.model_cost import counts
+from minimoe.experiments.model_cost import mixtral
 from minimoe.experiments.moe_jobs import moe_jobs
 
 BUILT = [claim for claim in CLAIMS.values() if not claim.not_built]
@@ -369,30 +367,10 @@ def test_the_bill_the_memory_and_mixtral(tmp_path):
     assert mixtral["parameters"][0] == pytest.approx(46.70, abs=0.01)
 
 
-class OneRound(RunContext):
-    """A single turn of what is repeated for its time."""
-
-    def pick(self, *sizes):
-        return 1
-
-
-def test_moving_data(tmp_path):
-    """The same layer's bytes as ``cost`` predicts them: two of four processes, 8 bits out and 16 back."""
-    claim = CLAIMS["moving-data"]
-    found = claim.experiment.measure(OneRound(tmp_path)).values
-    every, two = (traffic(expert_parallel.LAYER, wire).training for wire in ("bf16", "fp8"))
-    limits = (replace(expert_parallel.LAYER, top_groups=limit) for limit in (None, 2))
-    free, limited = (processes_visited(config, 4) * 3 / 4 for config in limits)  # of others, by a token
-    assert found["bytes"][0] == pytest.approx(two * limited / (every * free), rel=0.03)
-    assert found["kB a token, free, bf16"][0] == pytest.approx(every * free / 1e3, rel=0.03)
-    assert len(found["seconds"]) == 3
-    assert set(claim.experiment.units) <= set(found)
-
-
 def test_a_wrong_layer_is_not_mixtrals(tmp_path, monkeypatch):
-    preset = counts.preset
-    monkeypatch.setattr(counts, "preset", lambda name, **sizes: preset(name, **sizes, normalize=False))
-    assert CLAIMS["mixtral"].judge(counts.measure_mixtral(RunContext(tmp_path)).values).verdict == FAILS
+    preset = mixtral.preset
+    monkeypatch.setattr(mixtral, "preset", lambda name, **sizes: preset(name, **sizes, normalize=False))
+    assert CLAIMS["mixtral"].judge(mixtral.measure(RunContext(tmp_path)).values).verdict == FAILS
 
 
 def test_specialization_in_two_domains_is_not_testable(monkeypatch, tmp_path, corpus):

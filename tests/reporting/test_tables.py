@@ -13,6 +13,14 @@ def test_a_table_in_markdown():
     assert TABLE.markdown() == "| method | MaxVio |\n| --- | --- |\n| bias | 0.12 |\n| none |  |"
 
 
+def test_a_table_from_rows_of_data():
+    columns = {"method": "{method}", "MaxVio": "{violation:.2f}"}
+    rows = [{"method": "bias", "violation": 0.119, "unused": 1}]
+    assert TextTable.from_rows("loads", "", columns, rows) == TextTable(
+        "loads", "", ["method", "MaxVio"], [["bias", "0.12"]]
+    )
+
+
 def test_a_table_on_the_terminal_has_right_aligned_figures():
     console = Console(width=80, record=True)
     print_table(TABLE, console)

@@ -1,126 +1,137 @@
-"""Claims about the running answer: what a sum in few bits loses, and how promotion repairs it.
+"""Accumulation error: long sums in float32, fp16, bf16 and a tensor core, with and without promotion.
 
-Dimensions: K products in a sum.
+Dimensions: K products per sum.
 """
 
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from minimoe.experiments.context import RunContext
-from minimoe.experiments.experiment import Experiment
+from minimoe.experiments.experiment import Detail, Experiment
 from minimoe.experiments.measurement import Measured
 from minimoe.precision import E4M3, Accumulator, measure_error, round_to
 from minimoe.reporting.figures import BLUE, GRAY, GREEN, VERMILLION
+from minimoe.reporting.tables import TextTable
 
-V3 = "DeepSeek-V3, arXiv 2412.19437"
+TENSOR_CORE, PROMOTED = "tensor core, 14 bits", "promoted every 128"
 
-WAYS = {
+ACCUMULATORS = {
     "float32": Accumulator.fp32(),
-    "tensor core, 14 bits": Accumulator.tensor_core(),
+    TENSOR_CORE: Accumulator.tensor_core(),
+    PROMOTED: Accumulator.tensor_core(promote_every=128),
     "fp16": Accumulator.fp16(),
     "bf16": Accumulator.bf16(),
 }
 
+SHORT = (TENSOR_CORE, "fp16", "bf16")  # sums with fewer bits than float32
+
+INPUTS: dict[str, Callable[..., Tensor]] = {
+    "uniform [0, 1)": torch.rand,
+    "normal + 1": lambda *shape, generator: torch.randn(*shape, generator=generator) + 1,
+    "normal": torch.randn,
+}
+
+POSITIVE = ("uniform [0, 1)", "normal + 1")  # of positive mean: their sums do not cancel
+
 STYLES = {
     "float32": {"color": "black", "marker": "o", "linestyle": "-"},
-    "tensor core, 14 bits": {"color": VERMILLION, "marker": "s", "linestyle": "--"},
-    "promoted": {"color": BLUE, "marker": "D", "linestyle": "-"},
+    TENSOR_CORE: {"color": VERMILLION, "marker": "s", "linestyle": "--"},
+    PROMOTED: {"color": BLUE, "marker": "D", "linestyle": "-"},
     "fp16": {"color": GREEN, "marker": "^", "linestyle": "-."},
     "bf16": {"color": GRAY, "marker": "v", "linestyle": ":"},
 }
 
+TABLE_LENGTHS = (512, 4096, 16384)
+
 
 def sum_errors(
-    ways: dict[str, Accumulator], lengths: list[int], draw: Any, size: int
-) -> dict[str, list[float]]:
-    """The worst relative error of size × size sums of K products of E4M3 numbers, for each K."""
-    errors: dict[str, list[float]] = {name: [] for name in ways}
-    for k in lengths:
-        generator = torch.Generator().manual_seed(0)
-        a, b = (round_to(draw(*shape, generator=generator), E4M3) for shape in ((size, k), (k, size)))
-        exact = a.double() @ b.double()
-        for name, way in ways.items():
-            errors[name].append(measure_error(way.matmul(a, b), exact).max_relative)
+    lengths: Sequence[int], size: int, seed: int = 0, inputs: Sequence[str] = tuple(INPUTS)
+) -> dict[str, dict[str, list[float]]]:
+    """Largest error of size × size sums of K products of E4M3 numbers: by inputs, by accumulator, for each K.
+
+    It is relative to the sum; of normal numbers, whose sums cancel, to the sum of magnitudes.
+    """
+    errors: dict[str, dict[str, list[float]]] = {x: {name: [] for name in ACCUMULATORS} for x in inputs}
+    for kind, of_kind in errors.items():
+        for k in lengths:
+            generator = torch.Generator().manual_seed(seed)
+            a, b = (round_to(INPUTS[kind](*s, generator=generator), E4M3) for s in ((size, k), (k, size)))
+            exact = a.double() @ b.double()  # exact in float64 up to K = 171,196
+            for name, accumulator in ACCUMULATORS.items():
+                error = measure_error(accumulator.matmul(a, b), exact, a=a, b=b)
+                of_kind[name].append(error.backward if kind == "normal" else error.max_relative)
     return errors
 
 
-def normal_plus_1(*shape: int, generator: torch.Generator) -> torch.Tensor:
-    return torch.randn(*shape, generator=generator) + 1
-
-
-def measure_long_answer(context: RunContext) -> Measured:
+def measure(context: RunContext) -> Measured:
     lengths = context.pick([128, 512, 4096], [128, 512, 2048, 4096, 16384])
     size = context.pick(64, 128)
-    errors = sum_errors(WAYS, lengths, torch.rand, size)
+    errors = sum_errors(lengths, size, context.seed)
     at = lengths.index(4096)
-    values = {
-        f"{name} over float32": [errors[name][at] / errors["float32"][at]]
-        for name in WAYS
-        if name != "float32"
-    }
-    values |= {name: [100 * errors[name][at]] for name in WAYS}
+    uniform = {name: values[at] for name, values in errors["uniform [0, 1)"].items()}
+    plain, promoted = ({x: errors[x][name][at] for x in POSITIVE} for name in (TENSOR_CORE, PROMOTED))
+    figures = {f"{name} over float32": uniform[name] / uniform["float32"] for name in SHORT}
+    figures |= {name: 100 * uniform[name] for name in ("float32", *SHORT)}
+    figures |= {"plain": 100 * min(plain.values()), "mended": max(promoted[x] / plain[x] for x in POSITIVE)}
+    figures |= {f"{inputs}, plain": 100 * error for inputs, error in plain.items()}
+    figures |= {f"{inputs}, promoted": 100 * error for inputs, error in promoted.items()}
     return Measured(
-        values,
-        {"lengths": lengths, "errors": errors},
-        f"{size}×{size} sums of K products of the same E4M3 numbers, uniform in [0, 1): the worst relative "
-        "error, by how the running sum is kept. The bounds are read at K = 4096.",
+        {name: [value] for name, value in figures.items()},
+        {"size": size, "lengths": lengths, "errors": errors},
+        f"{size}×{size} sums of K products of E4M3 numbers, uniform in [0, 1) or normal with mean 1: largest "
+        "relative error by accumulator. Hopper's tensor core is emulated bit by bit, alone and with its sum "
+        "added to a float32 total every 128 products. Bounds are read at K = 4096, those of fp16 and bf16 "
+        "from uniform numbers. Dotted: the 2 % that V3 reports.",
     )
 
 
-def draw_sums(figure: Figure, detail: dict[str, Any]) -> None:
-    axes = figure.subplots()
-    for name, errors in detail["errors"].items():
-        axes.loglog(detail["lengths"], np.maximum(errors, 1e-8), label=name, **STYLES[name])
-    if "limit" in detail:
-        axes.axhline(detail["limit"], color="black", linewidth=0.8, linestyle=":")
-    axes.set(xlabel="K, products in a sum", ylabel="worst relative error")
-    axes.set_xticks(detail["lengths"], [str(k) for k in detail["lengths"]])
-    axes.minorticks_off()
-    axes.legend()
+def draw(figure: Figure, detail: Detail) -> None:
+    errors = {inputs: detail["errors"][inputs] for inputs in POSITIVE if inputs in detail["errors"]}
+    panels = figure.subplots(1, len(errors), sharey=True, squeeze=False)[0]
+    for axes, (inputs, of_inputs) in zip(panels, errors.items(), strict=True):
+        for name, values in of_inputs.items():
+            axes.loglog(detail["lengths"], np.maximum(values, 1e-8), label=name, **STYLES[name])
+        axes.axhline(0.02, color="black", linewidth=0.8, linestyle=":")
+        axes.set_title(inputs, fontsize=10)
+        axes.set_xlabel("K, products per sum")
+        axes.set_xticks(detail["lengths"], [str(k) for k in detail["lengths"]])
+        axes.minorticks_off()
+    panels[0].set_ylabel("largest relative error")
+    panels[0].legend(fontsize=8)
 
 
-def measure_promotion(context: RunContext) -> Measured:
-    lengths = context.pick([512, 4096], [128, 512, 1024, 2048, 4096, 8192])
-    size = context.pick(64, 128)
-    ways = {
-        "tensor core, 14 bits": Accumulator.tensor_core(),
-        "promoted": Accumulator.tensor_core(promote_every=128),
-    }
-    draws = {"uniform [0, 1)": torch.rand, "normal + 1": normal_plus_1}
-    found = {name: sum_errors(ways, lengths, draw, size) for name, draw in draws.items()}
-    at = lengths.index(4096)
-    plain = {name: 100 * errors["tensor core, 14 bits"][at] for name, errors in found.items()}
-    mended = {name: 100 * errors["promoted"][at] for name, errors in found.items()}
-    return Measured(
-        {
-            "plain": [min(plain.values())],
-            "mended": [max(mended[name] / plain[name] for name in draws)],
-            **{f"{name}, plain": [plain[name]] for name in draws},
-            **{f"{name}, promoted": [mended[name]] for name in draws},
-        },
-        {"lengths": lengths, "errors": found["normal + 1"], "limit": 0.02},
-        f"{size}×{size} sums of K products of E4M3 numbers, as Hopper's tensor core keeps them bit by bit, "
-        "alone and added to a float32 total every 128 products; uniform numbers in [0, 1), and normal ones "
-        "+ 1, which the picture shows (dotted: 2 %). Read at K = 4096.",
+def tables(detail: Detail) -> list[TextTable]:
+    rows = []
+    for inputs, of_inputs in detail["errors"].items():
+        for i, k in enumerate(detail["lengths"]):
+            if k in TABLE_LENGTHS:
+                errors = [values[i] for values in of_inputs.values()]
+                rows.append([inputs, str(k), *(f"{e:.1e}" if e < 5e-4 else f"{e:.2%}" for e in errors)])
+    size = detail["size"]
+    about = (
+        f"Largest error of {size}×{size} sums of K products of E4M3 numbers, by accumulator: relative to the "
+        "sum; for normal numbers, whose sums cancel, relative to the sum of magnitudes."
     )
+    return [TextTable("sums", about, ["numbers", "K", *ACCUMULATORS], rows)]
 
 
-ACCUMULATORS = Experiment(
-    measure_long_answer,
-    draw_sums,
+ACCUMULATION = Experiment(
+    measure,
+    draw,
+    tables=tables,
     seconds=(3, 20),
-    labels=dict.fromkeys(WAYS, "%"),
-)
-
-
-PROMOTION = Experiment(
-    measure_promotion,
-    draw_sums,
-    seconds=(3, 15),
-    labels={
-        f"{draw}, {way}": "%" for draw in ("uniform [0, 1)", "normal + 1") for way in ("plain", "promoted")
-    },
+    units=dict.fromkeys(
+        [
+            "float32",
+            TENSOR_CORE,
+            "fp16",
+            "bf16",
+            *(f"{x}, {y}" for x in POSITIVE for y in ("plain", "promoted")),
+        ],
+        "%",
+    ),
 )

@@ -167,7 +167,7 @@ ROUNDED_CONSTANTS = Experiment(
     measure_pi,
     draw_pi,
     seconds=(0.1, 0.1),
-    labels={"3.14": "%", **{f"π in {fmt}": "%" for fmt in (E4M3, E5M2, BF16)}},
+    units={"3.14": "%", **{f"π in {fmt}": "%" for fmt in (E4M3, E5M2, BF16)}},
 )
 
 
@@ -175,5 +175,5 @@ FORMAT_ACCURACY = Experiment(
     measure_accuracy,
     draw_accuracy,
     seconds=(1, 3),
-    labels=dict.fromkeys(("E4M3", "bf16", "float32"), "%"),
+    units=dict.fromkeys(("E4M3", "bf16", "float32"), "%"),
 )
