@@ -186,24 +186,29 @@ def reading(technique: str) -> str:
     return "\n".join([*out, f"| | **together** | **{sum(map(lines, paths))}** | |"])
 
 
-def command_help(name: str) -> str:
-    """What ``minimoe NAME --help`` prints, 100 columns wide."""
+def commands_help() -> str:
+    """What ``minimoe COMMAND --help`` prints, 100 columns wide, for every command."""
+    from minimoe.cli.commands import COMMANDS
     from minimoe.cli.main import main
 
     os.environ["COLUMNS"] = "100"
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-        main([name, "--help"])
-    return fenced(out.getvalue())
+    found = []
+    for name in COMMANDS:
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+            main([name, "--help"])
+        summary = f"<summary><code>minimoe {name} --help</code></summary>"
+        found.append(f'<details markdown="1">{summary}\n\n{fenced(out.getvalue())}\n\n</details>')
+    return "\n\n".join(found)
 
 
-COMMANDS = ("compare", "train", "sample", "precision", "distill", "digits", "cost", "claims", "bench")
 RENDERERS: dict[str, Callable[[], str]] = {
     "headline": headline,
     "verdicts": verdicts,
     "claims": claims,
     "bench": bench,
     "cost": cost,
+    "help": commands_help,
     "rooms": room_map,
     "imports": import_matrix,
     "distill-memory": lambda: script("distill_memory").markdown(record("distill-memory")["found"]),
@@ -211,9 +216,8 @@ RENDERERS: dict[str, Callable[[], str]] = {
     **{name: lambda name=name: distillation(name) for name in ("distill-quick", "distill-scarce")},
     **{
         name: lambda name=name: recorded_experiment(name)
-        for name in ("balance-quick", "fp8-training", "search-quick", "search-standard")
+        for name in ("balance-quick", "fp8-training", "search-quick", "search-standard", "search-distill")
     },
-    "search-distill": lambda: script("search").markdown(record("search-distill")["found"]),
     **{
         f"parallel-{name}": lambda e=experiment, name=name: experiment_table(e, "parallel", name)
         for name, experiment in {
@@ -233,7 +237,6 @@ RENDERERS: dict[str, Callable[[], str]] = {
     },
     **{name: lambda name=name: text(name) for name in ("train-step", "moe-layer", "precision-speed")},
     **{f"reading-{name}": lambda name=name: reading(name) for name in READING},
-    **{f"help-{name}": lambda name=name: command_help(name) for name in COMMANDS},
 }
 
 
