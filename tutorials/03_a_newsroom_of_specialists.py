@@ -608,7 +608,7 @@ assert abs(never_had_one - learnt) < 0.15 < without_it - learnt
 # - How all the experts are kept at work, which does not happen by itself: tutorial 4.
 #   What it takes to do this fast, and on many machines: tutorial 5.
 # - Other editors: Mixtral's softmax over the picked logits, experts that choose their
-#   tokens, noise, groups. All are in `minimoe/moe/routing.py`, with the papers' names.
+#   tokens, noise, groups. All are in `minimoe/moe/router.py`, with the papers' names.
 # - Fine experts against coarse ones. That DeepSeek cuts its experts small and asks many
 #   of them is an idea of its own (DeepSeekMoE, section 3.1).
 # - Models large enough to have desks for fields.

@@ -518,7 +518,7 @@ assert max(bits) - min(bits) < 0.2  # with one seed hardly more than luck
 # they are too young: one expert that has seen every token is not yet behind sixteen that
 # have each seen a few. The package's benchmark, with a larger mixture, a longer training
 # and three seeds, finds no difference outside the spread of the seeds either (see
-# *Keeping every expert at work* in the README). So at this size balance buys an even
+# [load balancing](../docs/results/load-balance.md)). So at this size balance buys an even
 # *load*, not a better model.
 #
 # That is worth having wherever experts sit on different machines, which was DeepSeek's
@@ -552,12 +552,12 @@ assert 1 < found["like V3"] < found["Switch"]
 # ## What this leaves out
 #
 # - A loss that keeps the gate's logits small (the router's z-loss, arXiv 2202.08906), in
-#   `minimoe/moe/balance.py` with the others.
+#   `minimoe/moe/load_balancing.py` with the others.
 # - Experts that choose their tokens, which is even by construction and lets a language
 #   model see the future (`minimoe.moe.expert_choice`, and a test that shows the leak).
 # - The other end of the matter: when loads stay uneven, give the busiest expert a second
 #   desk. DeepSeek does this when it serves (V3, section 3.4.1;
-#   `minimoe/moe/placement.py`).
+#   `minimoe/moe/eplb.py`).
 #
 # Read next: DeepSeek-V3, arXiv 2412.19437, section 2.1.2, and for the thumb's own story
 # arXiv 2408.15664, sections 3 and 4.

@@ -266,8 +266,8 @@ for name in ("by expert", "grouped"):
 # tutorial 6.)
 #
 # The package's own `loop` is `by_expert` with the blocks cut to fit the cache and its
-# backward pass written by hand (`minimoe/moe/loop.py`). Whether it or the grouped matmul
-# is the faster depends on the machine and the sizes; `python benchmarks/crossover.py`
+# backward pass written by hand (`minimoe/moe/dispatch/loop.py`). Whether it or the grouped matmul
+# is the faster depends on the machine and the sizes; `python -m minimoe.bench.dispatch_crossover`
 # finds out, and the package's rule for choosing (`dispatch="auto"`) was made from that.
 #
 # ## Across machines
@@ -406,7 +406,7 @@ for name, plan in plans.items():
 assert abs(share["free, 8 bits"] - share["at most 4, 16 bits"]) < 0.05
 
 # %% [markdown]
-# They save nearly the same, a quarter each, and together nearly half. (The README and
+# They save nearly the same, a quarter each, and together nearly half. (The documentation and
 # `minimoe cost` print 3.18 machines for the limit: they use the theory of the last
 # figure.) A few millionths of a second seem nothing. But there are 58 such layers, and
 # 14.8 trillion tokens. The whole pre-training took 2.664 million hours of graphics cards
@@ -526,7 +526,7 @@ for name, (limit, wire) in settings.items():
 # To the byte. Nothing is hidden in the sending of tokens; it can be reckoned out on paper
 # before a single machine is bought. (The meter stands where tokens are handed over. What
 # the network's own envelopes add, by the counters of the operating system, is a quarter
-# of one per cent; see *Across processes* in the README.)
+# of one per cent; see [expert parallelism](../docs/results/expert-parallelism.md).)
 #
 # Eight bits are a quarter of 32, and yet the second line is more than a quarter of the
 # first: only what goes *to* the experts is sent in eight bits. What comes back is added
@@ -535,19 +535,19 @@ for name, (limit, wire) in settings.items():
 # that they may visit is their own.
 #
 # Did it go faster with two processes? On one machine, no: they share the same cores and
-# the same memory, and waiting comes on top. `python benchmarks/parallel.py` measures it,
-# and the README prints what came out, the loss included. Experts are spread over machines
+# the same memory, and waiting comes on top. `minimoe experiment expert-parallel-speed` measures it,
+# and that page has what came out, the loss included. Experts are spread over machines
 # because they do not fit on one.
 #
 # ## What this leaves out
 #
 # - The gradients' way back through sort and combine. It is the same journey the other way
-#   round: `minimoe/moe/grouped.py` has it in fifteen lines.
+#   round: `minimoe/moe/dispatch/grouped.py` has it in fifteen lines.
 # - Fixed places for every expert, the older way, which turns away the tokens that find
-#   none: `minimoe/moe/capacity.py`.
+#   none: `minimoe/moe/dispatch/capacity.py`.
 # - Passing on inside a machine. V3 sends a token once to each machine and lets the cards
 #   there pass it on by a faster wire (section 3.2.2); ours sends to each process.
 # - Hiding the travelling behind work (section 3.2.1), and moving experts to where the
-#   load is (section 3.4.1; `minimoe/moe/placement.py`).
+#   load is (section 3.4.1; `minimoe/moe/eplb.py`).
 #
 # Read next: DeepSeek-V3, arXiv 2412.19437, sections 2.1.2 and 3.2.

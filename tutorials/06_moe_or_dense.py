@@ -486,8 +486,8 @@ assert gaps[1] < gaps[0]
 #
 # ## What this leaves out
 #
-# - The backward pass, which multiplies twice as much and carries once more. The README's
-#   *How fast it is* has it.
+# - The backward pass, which multiplies twice as much and carries once more:
+#   [speed](../docs/results/speed.md) has it.
 # - Your machine's answer in full: `minimoe bench` measures layers, models and writing at
 #   many sizes, twice over, and says in one sentence each what is worth it.
 # - Attention, which costs both rivals the same; and every other layer of V3: `minimoe

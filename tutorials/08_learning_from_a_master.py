@@ -214,8 +214,8 @@ for temperature in (1, 10, 100):
 assert gap < 0.03  # at T = 100
 
 # %% [markdown]
-# Which temperature is best is a matter of trial. The [README](../README.md)'s table of
-# handwritten digits has temperatures from 2 to 8 ahead of 1 where images are few. For text,
+# Which temperature is best is a matter of trial. The [table of
+# handwritten digits](../docs/results/digits.md) has temperatures from 2 to 8 ahead of 1 where images are few. For text,
 # where every byte of every line is a lesson, T = 1 is usual, and it is what we shall use below.
 # (`DistillConfig(temperature=2)` is there to be tried.)
 #
@@ -405,7 +405,7 @@ _ = axis.legend()
 # Step for step the teacher helps, because a soft target says more than a hard one. But the curves
 # are drawn against what was *spent*, and there the student alone is ahead. For the price of one
 # look it reads further lines, and as long as there are fresh ones, these teach it more. The
-# README found the like with a larger student, a larger teacher and four kinds of text: at equal
+# [longer run](../docs/results/distillation.md) found the like with a larger student, a larger teacher and four kinds of text: at equal
 # steps a gain too small for three seeds to show, at equal arithmetic a clear loss. And the
 # teacher's own schooling is on neither bill.
 #
@@ -585,9 +585,9 @@ _ = axis.set_title("Step for step logits teach most; words need more steps")
 # is one draw from the teacher's opinion, while the logits are the opinion itself, all 256
 # probabilities of it. A student that must find these out from draws needs many. On the other
 # side of the ledger the words are written once and can be read again and again, while looks are
-# paid for at every reading, unless they are kept (`minimoe/distill/cache.py`). So a longer
+# paid for at every reading, unless they are kept (`minimoe/distill/logit_cache.py`). So a longer
 # reading makes up for much; here it even catches up with the logits of the shorter lesson. In the
-# README's longer run with scarce text it does not: there words in plenty beat the real text, and
+# documentation's longer run with scarce text it does not: there words in plenty beat the real text, and
 # logits on that little text beat the words, which close about two thirds of what logits close.
 # *Copying through answers* is possible, then. It takes patience, and somebody's leave.
 #
@@ -671,10 +671,10 @@ assert abs(1 - 4.303 / (4.303**2 + 2) ** 0.5 - 1 / 20) < 1e-4  # Student's table
 # What may be trusted here is what is large and has a reason: with the page, the teacher's
 # logits close a good part of the gap; with plenty of text they do not pay.
 #
-# The README has the experiment in earnest, with larger models, four kinds of text and a teacher
+# The [documentation](../docs/results/distillation.md) has the experiment in earnest, with larger models, four kinds of text and a teacher
 # for each of three seeds. There, too, the teacher gave little where text was plenty, and closed
 # most of the gap where the student had a twentieth of it; there the student's own text came out a
-# hundredth of a bit ahead of the corpus, which by the rule above is "cannot say". (The README's
+# hundredth of a bit ahead of the corpus, which by the rule above is "cannot say". (The page's
 # "won" tells only whose mean was better.) In half an hour or so your machine can repeat it:
 #
 # ```bash
@@ -685,12 +685,12 @@ assert abs(1 - 4.303 / (4.303**2 + 2) ** 0.5 - 1 / 20) < 1e-4  # Student's table
 #
 # - **What an interface shows.** Between all logits and words alone lie the few likeliest
 #   tokens. A student that is shown four of them learns that the rest are all alike:
-#   `DistillConfig(signal="top-k", k=4)`, and `minimoe/distill/sparse.py`.
-# - **Labels beside the teacher.** `DistillConfig(alpha=0.5)` mixes the archive in again. In the README
+#   `DistillConfig(signal="top-k", k=4)`, and `minimoe/distill/topk_loss.py`.
+# - **Labels beside the teacher.** `DistillConfig(alpha=0.5)` mixes the archive in again. On that page
 #   it helps where there is plenty of text and harms where there is little. Try both here.
 # - **Other teachers.** A mixture of experts teaches as well as a dense model, and its looks
 #   cost less; a teacher in 8 bits (tutorial 7) costs next to nothing in quality. Both are in
-#   the README's tables.
+#   its tables.
 # - **Other divergences.** `DistillConfig(kind="reverse")` and others: they differ in what a student
 #   does that is too small to hold all of its teacher's opinions.
 # - **Reasoning.** R1's students learnt from chains of thought, and those that ended wrongly had

@@ -483,7 +483,7 @@ assert dense_each > 10 * each
 
 # %% [markdown]
 # Two cautions. Whether that model would learn more from a token, no bill can say. Tutorial 6
-# asks it in small; in the README's short runs the dense model of the same size did not. And
+# asks it in small; in the documented short runs the dense model of the same size did not. And
 # Llama is not a worse V3: it was made earlier, for other ends, and to be simple to run. The
 # figure compares bills, and not what was bought.
 #
