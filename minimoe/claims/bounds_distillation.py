@@ -1,7 +1,7 @@
 """Claims about distillation and their bounds."""
 
 from minimoe.claims.claim import Bound, Claim
-from minimoe.experiments.distillation.measure import STUDENT_QUALITY, TEXT_ONLY_COPY
+from minimoe.experiments.distillation.student_quality import STUDENT_QUALITY, TEXT_ONLY_COPY
 
 CLAIMS = (
     Claim(

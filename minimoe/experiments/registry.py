@@ -1,6 +1,8 @@
 """All experiments by name."""
 
-from minimoe.experiments.distillation.measure import STUDENT_QUALITY, TEXT_ONLY_COPY
+from minimoe.experiments.distillation.experiment import DISTILLATION
+from minimoe.experiments.distillation.lr_search import DISTILLATION_LR_SEARCH
+from minimoe.experiments.distillation.student_quality import STUDENT_QUALITY, TEXT_ONLY_COPY
 from minimoe.experiments.experiment import Experiment
 from minimoe.experiments.expert_parallel.communication import EXPERT_PARALLEL
 from minimoe.experiments.expert_parallel.placement import EPLB
@@ -34,9 +36,10 @@ EXPERIMENTS: dict[str, Experiment] = {
     "format-accuracy": FORMAT_ACCURACY,
     "quantization-noise": QUANTIZATION_NOISE,
     "outliers": OUTLIERS,
-    "accumulation": ACCUMULATION,
     "matmul-error": MATMUL_ERROR,
     "error-bounds": ERROR_BOUNDS,
+    "accumulation": ACCUMULATION,
+    "distillation": DISTILLATION,
     "student-quality": STUDENT_QUALITY,
     "text-only-copy": TEXT_ONLY_COPY,
     "training-bill": TRAINING_BILL,
@@ -44,4 +47,5 @@ EXPERIMENTS: dict[str, Experiment] = {
     "mixtral": MIXTRAL,
     "lr-search": LR_SEARCH,
     "lr-search-standard": LR_SEARCH_STANDARD,
+    "lr-search-distillation": DISTILLATION_LR_SEARCH,
 }

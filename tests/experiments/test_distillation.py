@@ -1,85 +1,131 @@
-"""The experiment: its arithmetic, against fabricated runs, and the command."""
+"""The distillation experiment: its arithmetic, on fabricated curves, and the command."""
 
 import json
-from dataclasses import replace
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from matplotlib.figure import Figure
 
 from minimoe.cli import main as cli
-from minimoe.cli.commands.distill import choose
-from minimoe.cost import flops_per_token
+from minimoe.cost import flops_per_token, parameters
 from minimoe.distill.config import DistillConfig
 from minimoe.distill.evaluation import StudentMetrics, student_metrics
-from minimoe.experiments.distillation.experiment import ALONE, LONGER, SETUPS, Method
-from minimoe.experiments.distillation.results import Curve, DistillationResults, flops
+from minimoe.experiments import context as context_module
+from minimoe.experiments import jobs
+from minimoe.experiments.context import RunContext
+from minimoe.experiments.curves import Curve
+from minimoe.experiments.distillation import student_quality
+from minimoe.experiments.distillation.lr_search import DISTILLATION_LR_SEARCH, FRACTIONS, RATES
+from minimoe.experiments.distillation.report import draw, tables
+from minimoe.experiments.distillation.results import DistillationResults, flops, verdict
+from minimoe.experiments.distillation.setup import ALONE, LONGER, SETUPS, Method, choose_methods
 from minimoe.models.config import ModelConfig
 from minimoe.models.gpt import GPT
 from minimoe.training.config import TrainConfig
 from minimoe.training.trainer import Trainer
 
+RECORDS = Path(__file__).parents[2] / "docs" / "results"
 SETUP = SETUPS["quick"]
 METHODS = SETUP.methods()
+
+
+def curve(steps, spent, bits) -> Curve:
+    return Curve({"steps": steps, "flops": spent}, {"all": np.array(bits)}, None, 1.0)
 
 
 def fabricated(
     reached: dict[str, list[float]], teacher: float = 2.0, longer: float = 2.3
 ) -> DistillationResults:
-    """An outcome in which each method reached these bits; the student alone went on to ``longer``."""
+    """An results in which each method reached these bits; the student alone went on to ``longer``."""
     methods = {name: METHODS[name] for name in [*reached, LONGER]}
     steps = np.array([200.0, 400.0])
     curves, seen = {}, {}
     for name, bits in reached.items():
         spent = flops(methods[name], SETUP, SETUP.teacher, steps)
-        curves[name] = [Curve(steps, spent, np.array([3.0, value])) for value in bits]
+        curves[name] = [curve(steps, spent, [3.0, value]) for value in bits]
         seen[name] = [StudentMetrics({"all": v}, {"all": teacher}, {"all": 0.5}, {"all": 0.1}) for v in bits]
     spent = flops(methods[LONGER], SETUP, SETUP.teacher, 4 * steps)
     n = len(reached[ALONE])
-    curves[LONGER] = [Curve(4 * steps, spent, np.array([longer, longer]))] * n
+    curves[LONGER] = [curve(4 * steps, spent, [longer, longer])] * n
     seen[LONGER] = [StudentMetrics({"all": longer}, {"all": teacher}, {"all": 0.5}, {"all": 0.1})] * n
     return DistillationResults(SETUP, methods, curves, seen)
 
 
 def test_share_of_the_gap():
-    outcome = fabricated({ALONE: [2.5, 2.6], "logits": [2.25, 2.6]})
-    assert outcome.closed("logits") == pytest.approx([0.5, 0.0])
-    assert outcome.closed(ALONE) == [0, 0]
-    rows = {row["method"]: row for row in outcome.rows()}
+    results = fabricated({ALONE: [2.5, 2.6], "logits": [2.25, 2.6]})
+    assert results.gap_closed("logits") == pytest.approx([0.5, 0.0])
+    assert results.gap_closed(ALONE) == [0, 0]
+    rows = {row["method"]: row for row in results.rows()}
     assert rows["logits"]["gap_closed"]["mean"] == pytest.approx(0.25)
     assert rows["logits"]["gap_closed"]["deviation"] == pytest.approx(0.25 * 2**0.5)
     assert rows["logits"]["lead"]["mean"] == pytest.approx(0.125)
 
 
-def test_everybody_is_read_at_the_best_evaluation():
-    """Who learns few bytes by heart gets worse with time, and may stop early like anyone else."""
-    outcome = fabricated({ALONE: [2.5], "logits": [2.4]})
-    outcome.curves["logits"][0].bits[:] = [2.3, 2.9]
-    outcome.curves[LONGER][0].bits[:] = [2.2, 2.6]
-    assert outcome.reached("logits") == [2.3]
-    assert outcome.rows()[1]["best"]["mean"] == 2.3
-    assert outcome.closed("logits") == pytest.approx([0.4])
-    assert outcome.alone_with_as_much("logits") == [2.2]
+def test_students_are_read_at_their_best_evaluation():
+    """With little text a student overfits, and is stopped early."""
+    results = fabricated({ALONE: [2.5], "logits": [2.4]})
+    results.curves["logits"][0].bits_per_byte["all"][:] = [2.3, 2.9]
+    results.curves[LONGER][0].bits_per_byte["all"][:] = [2.2, 2.6]
+    assert results.reached("logits") == [2.3]
+    assert results.rows()[1]["best"]["mean"] == 2.3
+    assert results.gap_closed("logits") == pytest.approx([0.4])
+    assert results.reached_alone_at_equal_flops("logits") == [2.2]
 
 
 @pytest.mark.parametrize(
     ("reached", "longer", "words"),
     [
-        ([2.2, 2.21], 2.4, ["won (by 0.295", "won (by 0.195", "closed 59%"]),
-        ([2.7, 2.71], 2.4, ["LOST (by 0.205", "LOST (by 0.305", "closed -41%"]),
-        ([2.5, 2.5], 2.5, ["tied (by 0.000", "tied (by 0.000", "closed 0%"]),
-        ([2.4, 2.41], 2.3, ["won (by 0.095", "LOST (by 0.105"]),
+        ([2.2, 2.21], 2.4, ["won at equal tokens (by 0.295", "won at equal FLOPs (by 0.195", "closed 59%"]),
+        (
+            [2.7, 2.71],
+            2.4,
+            ["LOST at equal tokens (by 0.205", "LOST at equal FLOPs (by 0.305", "closed -41%"],
+        ),
+        ([2.5, 2.5], 2.5, ["tied at equal tokens (by 0.000", "tied at equal FLOPs (by 0.000", "closed 0%"]),
+        ([2.4, 2.41], 2.3, ["won at equal tokens (by 0.095", "LOST at equal FLOPs (by 0.105"]),
     ],
 )
 def test_the_verdict_follows_the_figures(reached, longer, words):
-    verdict = fabricated({ALONE: [2.5, 2.5], "logits": reached}, longer=longer).verdict()
+    text = fabricated({ALONE: [2.5, 2.5], "logits": reached}, longer=longer).as_dict()["verdict"]
     for word in words:
-        assert word in verdict
+        assert word in text
 
 
-def test_equal_arithmetic_counts_the_teacher():
-    """By hand: three times forward for the student, once for the teacher that looks, once for each byte that
-    somebody writes."""
+def record(name):
+    return json.loads((RECORDS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("name", "data_fraction"), [("quick", 1.0), ("scarce", 0.05)])
+def test_recorded_runs_are_of_todays_setup_and_their_verdicts_follow_the_figures(name, data_fraction):
+    data = record(f"distill-{name}")
+    assert data["verdict"] == verdict(data)
+    assert (data["seeds"], data["data_fraction"]) == (3, data_fraction)
+    assert data["steps"] == SETUP.training.steps
+    assert {row["method"]: row["config"] for row in data["methods"]} == {
+        name: asdict(method.distill_config) for name, method in METHODS.items()
+    }
+    for row, config in zip(data["models"], (SETUP.student, SETUP.teacher, SETUP.mixture), strict=False):
+        assert row["parameters"] == parameters(config)
+    draw(Figure(), data)
+    for table in tables(data):
+        assert all(len(row) == len(table.headings) for row in table.rows)
+
+
+def test_the_students_learning_rate_follows_its_search():
+    runs = record("search-distill")["detail"]["runs"]
+    assert len(runs) == len(RATES) * len(FRACTIONS) * 2
+    for schedule in {run["schedule"] for run in runs}:
+        alone = [run for run in runs if (run["model"], run["schedule"]) == (ALONE, schedule)]
+        assert min(alone, key=lambda run: run["bits_per_byte"])["lr"] == SETUP.training.lr
+    (table,) = DISTILLATION_LR_SEARCH.tables(record("search-distill")["detail"])
+    assert len(table.rows) == 4
+
+
+def test_equal_flops_count_the_teacher():
+    """By hand: three forward passes for the student, one for the teacher, one per generated byte."""
     student = flops_per_token(SETUP.student, training=False)
     teacher = flops_per_token(SETUP.teacher, training=False)
     tokens = 400 * 16 * 128
@@ -92,33 +138,31 @@ def test_equal_arithmetic_counts_the_teacher():
     }
     for name, operations in expected.items():
         assert flops(METHODS[name], SETUP, SETUP.teacher, np.array([400.0]))[0] == pytest.approx(operations)
-    outcome = fabricated({ALONE: [2.5], "logits": [2.4]})
-    outcome.curves[LONGER][0].bits[:] = [2.5, 2.1]  # at 800 and 1600 steps alone
+    results = fabricated({ALONE: [2.5], "logits": [2.4]})
+    results.curves[LONGER][0].bits_per_byte["all"][:] = [2.5, 2.1]  # at 800 and 1600 steps alone
     steps = expected["logits"] / expected[ALONE] * 400
     assert 800 < steps < 1600
-    assert outcome.alone_with_as_much("logits") == pytest.approx([2.5 - 0.4 * (steps - 800) / 800])
-    outcome.curves["logits"][0].flops[:] *= (
-        10  # more than the student alone ever had: no comparison is made up
-    )
-    assert outcome.alone_with_as_much("logits") is None
-    assert outcome.rows()[1]["lead_at_equal_compute"] is None
+    assert results.reached_alone_at_equal_flops("logits") == pytest.approx([2.5 - 0.4 * (steps - 800) / 800])
+    results.curves["logits"][0].spent["flops"][:] *= 10  # more than the student alone ever spent
+    assert results.reached_alone_at_equal_flops("logits") is None
+    assert results.rows()[1]["lead_at_equal_compute"] is None
 
 
 def test_the_methods_are_those_of_the_issue():
-    assert METHODS["logits"].lesson.alpha == 0
-    assert METHODS["logits and labels"].lesson.alpha == 0.5
-    assert [METHODS[f"top-{k}"].lesson.k for k in (1, 4, 16, 64)] == [1, 4, 16, 64]
-    tokens = [m.lesson.teacher_tokens for m in METHODS.values() if m.lesson.data_source == "teacher"]
+    assert METHODS["logits"].distill_config.alpha == 0
+    assert METHODS["logits and labels"].distill_config.alpha == 0.5
+    assert [METHODS[f"top-{k}"].distill_config.k for k in (1, 4, 16, 64)] == [1, 4, 16, 64]
+    tokens = [
+        m.distill_config.teacher_tokens for m in METHODS.values() if m.distill_config.data_source == "teacher"
+    ]
     assert tokens == sorted(tokens)
     assert len(tokens) == 4
     assert {method.teacher for method in METHODS.values()} == {"dense", "mixture", "8 bits"}
-    from minimoe.cost import parameters
-
     assert 3 * parameters(SETUP.student) < parameters(SETUP.teacher)
     assert 3 * parameters(SETUP.student) < parameters(SETUP.mixture)
 
 
-def test_likeness(tiny_dense, corpus):
+def test_student_metrics(tiny_dense, corpus):
     config = TrainConfig(eval_sequences=4, batch_size=3)
     student, teacher = GPT(tiny_dense), GPT(replace(tiny_dense, dim=32))
     found = student_metrics(student, teacher, corpus, config)
@@ -142,10 +186,17 @@ def test_likeness(tiny_dense, corpus):
 SHORT = ["--steps", "4", "--baseline-factor", "2", "--device", "cpu", "--teacher-tokens", "4000"]
 
 
-def call(capsys, *arguments):
-    status = cli.main(["distill", *map(str, arguments)])
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A folder of text, which is faster to read than the default corpus."""
+    folder = tmp_path_factory.mktemp("text")
+    for i in range(20):
+        (folder / f"{i}.txt").write_text(f"Document {i}: " + " ".join(str(j * j + i) for j in range(500)))
+    return folder
+
+
+def distill(text, *arguments):
+    return cli.main(["distill", "--data", str(text), *map(str, arguments)])
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -166,13 +217,13 @@ def tiny_setup():
 
 
 @pytest.fixture(scope="module")
-def distilled(tmp_path_factory):
+def distilled(tmp_path_factory, text):
     out = tmp_path_factory.mktemp("distill") / "out"
-    assert cli.main(["distill", *SHORT, "--out", str(out)]) == 0
+    assert distill(text, *SHORT, "--out", out) == 0
     return out
 
 
-def test_the_command_leaves_table_figure_and_data(distilled, capsys):
+def test_the_command_leaves_table_figure_and_data(distilled):
     data = json.loads((distilled / "distillation.json").read_text())
     names = [row["method"] for row in data["methods"]]
     assert names[:3] == [ALONE, LONGER, "logits"]
@@ -185,7 +236,7 @@ def test_the_command_leaves_table_figure_and_data(distilled, capsys):
     assert all(row["tokens_per_second"] > 0 for row in data["models"])
     assert (distilled / "distillation.png").stat().st_size > 10_000
     assert set(data["samples"]) >= {"prompt", "teacher, dense", ALONE, "logits"}
-    # all students begin from the same weights: after one step of labels alone the two lone ones are equal
+    # all students have the same initial weights: the two without a teacher are equal after the same steps
     first, longer = (data["curves"][name][0]["bits"] for name in (ALONE, LONGER))
     assert first[0] == longer[0]
 
@@ -204,58 +255,49 @@ def test_every_run_is_trained_as_the_setup_says(distilled):
         assert head(teachers / name)["training"]["lr"] == SETUP.teacher_lr != SETUP.training.lr
 
 
-def test_a_finished_experiment_is_not_overwritten_and_a_stopped_one_goes_on(distilled, capsys, tmp_path):
-    status, _, error = call(capsys, *SHORT, "--out", distilled)
-    assert status == 1
-    assert "finished run" in error or "setup" in error
+def test_a_finished_experiment_is_not_overwritten(distilled, text, capsys):
+    assert distill(text, *SHORT, "--out", distilled) == 1
+    assert "finished run" in capsys.readouterr().err
+
+
+@pytest.mark.resume
+def test_a_stopped_experiment_resumes_to_the_same_results(text, capsys, tmp_path):
     out = tmp_path / "out"
     methods = ["--methods", "logits,on-policy,text 4k", "--data-fraction", "0.5"]
-    assert call(capsys, *SHORT, *methods, "--out", out)[0] == 0
+    assert distill(text, *SHORT, *methods, "--out", out) == 0
     whole = json.loads((out / "distillation.json").read_text())
     # students have half of the text, their teacher all of it
     data = [head(out / "seed-0" / name)["data"] for name in ("teacher/dense", "student/logits")]
     assert data[0] == whole["data"] != data[1]
-    # as if it had been killed in the students' turns: unfinished, and one student has not begun
+    # as if killed while the students trained: unfinished, and one student has not begun
     mark = json.loads((out / "run.json").read_text())
     (out / "run.json").write_text(json.dumps(mark | {"finished": False}))
     (out / "distillation.json").unlink()
-    import shutil
-
     shutil.rmtree(out / "seed-0" / "student" / "on-policy")
-    assert call(capsys, *SHORT, *methods, "--out", out, "--resume")[0] == 0
+    assert distill(text, *SHORT, *methods, "--out", out, "--resume") == 0
     again = json.loads((out / "distillation.json").read_text())
     assert again["curves"] == whole["curves"]
     assert again["methods"] == whole["methods"]
-    status, _, error = call(capsys, *SHORT, *methods, "--temperature", "2", "--out", out, "--resume")
-    assert status == 1
+    capsys.readouterr()
+    assert distill(text, *SHORT, *methods, "--temperature", "2", "--out", out, "--resume") == 1
+    assert "finished run" in capsys.readouterr().err
 
 
-def test_a_teacher_of_ones_own(capsys, tmp_path):
+def test_a_given_teacher(text, capsys, tmp_path):
     out = tmp_path / "teacher"
-    arguments = [
-        "train",
-        "--train.steps",
-        "2",
-        "--model.dim",
-        "32",
-        "--model.n-layers",
-        "1",
-        "--out",
-        str(out),
-    ]
-    assert cli.main([*arguments, "--device", "cpu"]) == 0
+    arguments = ["train", "--train.steps", "2", "--train.eval-sequences", "2", "--model.dim", "32"]
+    arguments += ["--model.n-layers", "1", "--device", "cpu", "--data", str(text), "--out", str(out)]
+    assert cli.main(arguments) == 0
     again = tmp_path / "out"
-    status, text, _ = call(capsys, *SHORT, "--teacher", out, "--methods", "logits", "--out", again)
-    assert status == 0, text
+    assert distill(text, *SHORT, "--teacher", out, "--methods", "logits", "--out", again) == 0
     data = json.loads((again / "distillation.json").read_text())
     assert [row["model"] for row in data["models"]] == ["student", "dense"]
-    assert [row["training"] for row in data["models"]] == [1.0, None]  # who knows how long it was trained
+    assert [row["training"] for row in data["models"]] == [1.0, None]  # its training is unknown
     assert not (again / "seed-0" / "teacher").exists()
-    arguments += ["--model.context", "16", "--overwrite"]
-    assert cli.main([*arguments, "--device", "cpu"]) == 0
-    status, _, error = call(capsys, *SHORT, "--teacher", out, "--out", tmp_path / "other")
-    assert status == 1
-    assert "context 32 and its teacher 16" in error
+    assert cli.main([*arguments, "--model.context", "16", "--overwrite"]) == 0
+    capsys.readouterr()
+    assert distill(text, *SHORT, "--teacher", out, "--out", tmp_path / "other") == 1
+    assert "context 32 and its teacher 16" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 
 
@@ -265,7 +307,7 @@ def test_a_teacher_of_ones_own(capsys, tmp_path):
         (["--seeds", "0"], "--seeds (0)"),
         (["--baseline-factor", "0"], "--baseline-factor (0)"),
         (["--temperature", "0"], "temperature (0.0) must be above 0"),
-        (["--data-fraction", "2"], "share (2.0)"),
+        (["--data-fraction", "2"], "(2.0)"),
         (["--data-fraction", "0.0001"], "a sequence needs context + 1 (33)"),
         (["--teacher-tokens", "0"], "teacher_tokens (0) must be at least 1"),
         (["--methods", "magic"], "there is no 'magic'; choose among alone, "),
@@ -273,17 +315,73 @@ def test_a_teacher_of_ones_own(capsys, tmp_path):
         (["--threads", "0"], "--threads (0) must be at least 1"),
     ],
 )
-def test_mistakes_end_before_any_work(capsys, tmp_path, monkeypatch, arguments, message):
+def test_mistakes_end_before_any_work(text, capsys, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    status, _, error = call(capsys, *arguments)
-    assert status == 1
-    assert message in error
+    assert distill(text, *arguments) == 1
+    assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
+# ---- the experiments of the claims
+
+
+def test_claims_share_teachers_text_and_students(corpus, tmp_path, monkeypatch):
+    trained, steps = [], []
+    train_in_turns = jobs.train_in_turns
+
+    def counted(trainers, folders, **options):
+        trained.extend(folders)
+        train_in_turns(trainers, folders, **options)
+
+    monkeypatch.setattr(jobs, "train_in_turns", counted)
+    monkeypatch.setattr(context_module, "load_corpus", lambda data: corpus)
+    monkeypatch.setattr(student_quality, "SCARCE", {"quick": 0.5})
+    small = {"context": 16, "n_heads": 2, "n_layers": 1}
+    setup = replace(
+        SETUP,
+        teacher=ModelConfig(dim=24, hidden_dim=32, **small),
+        student=ModelConfig(dim=16, hidden_dim=16, **small),
+        training=TrainConfig(steps=4, batch_size=2, warmup=1, eval_every=2, eval_sequences=2, average=0.5),
+        distill_config=DistillConfig(prompt=4),
+        teacher_tokens=900,
+    )
+    monkeypatch.setattr(
+        student_quality, "claim_setup", lambda context, fraction: replace(setup, data_fraction=fraction)
+    )
+    seconds = []
+    context = RunContext(tmp_path, "quick", on_progress=seconds.append)
+    assert len(student_quality.STUDENT_QUALITY.jobs(context)) == 2 * 3 + 3 + 3 * (3 + 6)
+    quality_jobs, text_jobs = (
+        set(e.jobs(context)) for e in (student_quality.STUDENT_QUALITY, student_quality.TEXT_ONLY_COPY)
+    )
+    assert len(quality_jobs) == 3 + 3 + 3 * (3 + 6)  # both fractions have the same teachers
+    assert text_jobs < quality_jobs
+    predicted = sum(job.seconds("cpu") for job in quality_jobs)
+
+    quality = student_quality.STUDENT_QUALITY.measure(context)
+    assert len(trained) == len(set(trained)) == 3 + 3 * (3 + 6)
+    assert sum(seconds) == pytest.approx(predicted)
+    assert {"closed, ample", "closed, scarce", "size", "speed"} <= quality.values.keys()
+    assert len(quality.values["closed, scarce"]) == 3
+    teachers = [quality.detail["bars"][name]["teacher"] for name in ("ample", "scarce")]
+    assert teachers[0] == teachers[1]
+    alone, logits, teacher = (
+        quality.values[f"bits per byte, {name}, scarce"][0] for name in ("alone", "logits", "teacher")
+    )
+    assert quality.values["closed, scarce"][0] == pytest.approx(100 * (alone - logits) / (alone - teacher))
+
+    monkeypatch.setattr(Trainer, "train_step", lambda trainer: steps.append(trainer))
+    text_only = student_quality.TEXT_ONLY_COPY.measure(context)
+    assert len(text_only.detail["amounts"]) == 3
+    assert not steps  # everything was trained for the other claim
+    text, logits = (text_only.values[f"closed by {name}"][0] for name in ("text 900", "logits"))
+    assert text_only.values["share"][0] == pytest.approx(100 * text / logits)
+    student_quality.STUDENT_QUALITY.draw(Figure(), quality.detail)
+    student_quality.TEXT_ONLY_COPY.draw(Figure(), text_only.detail)
+
+
 def test_chosen_methods_keep_their_order_and_alone():
-    assert list(choose(SETUP, "top-4,logits", mixture=True)) == [ALONE, "logits", "top-4"]
-    assert "mixture's logits" not in choose(SETUP, "all", mixture=False)
+    assert list(choose_methods(SETUP, "top-4,logits")) == [ALONE, "logits", "top-4"]
+    assert "mixture's logits" not in choose_methods(SETUP, "all", mixture=False)
     assert isinstance(METHODS[ALONE], Method)
-    assert METHODS[ALONE].lesson == DistillConfig(signal="labels")
-    torch.manual_seed(0)
+    assert METHODS[ALONE].distill_config == DistillConfig(signal="labels")

@@ -1,111 +1,219 @@
-"""Teachers and students that the claims about distillation share: alone, on logits, on the likeliest, on the
-teacher's text alone.
+"""Jobs of the distillation experiment: teachers, the text they generate, and students.
 
-Both where the student may read as much text as it likes and where it has little of what its teacher read.
-The experiment is that of ``minimoe distill``, with fewer methods.
+Jobs are shared like any other: a teacher, its text or a student that several experiments need is made once.
 """
 
-import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+
 from minimoe.data.corpus import Corpus
+from minimoe.distill.config import DistillConfig
+from minimoe.distill.shard_store import fingerprint
+from minimoe.distill.teacher_text import TeacherText, generate_text
+from minimoe.distill.teachers import LogitTeacher
+from minimoe.distill.trainer import DistillationTrainer, as_teacher, check_fit
 from minimoe.experiments.context import RunContext
-from minimoe.experiments.distillation.experiment import ALONE, SETUPS, Experiment, Setup, teach
-from minimoe.experiments.distillation.gather import read_outcome
-from minimoe.experiments.distillation.results import DistillationResults
-from minimoe.experiments.jobs import ProgressDisplay, step_seconds
-from minimoe.models.config import ModelConfig
+from minimoe.experiments.distillation.setup import Method, Setup, TeacherName
+from minimoe.experiments.jobs import Job, TrainingJob, step_seconds
+from minimoe.models.gpt import GPT
+from minimoe.precision.linear import quantize_weights_
 
-AMPLE = 1.0  # of the teacher's text, what the student may read
+GENERATION_SPEED = 6000.0  # bytes per second, for predicted times
 
-SCARCE = {"quick": 0.01, "full": 0.05}  # so little that it is soon learnt by heart
-
-SMALL_TEACHER = ModelConfig(dim=96, n_layers=4, n_heads=3, context=64, hidden_dim=256)
-
-SMALL_STUDENT = ModelConfig(dim=48, n_layers=2, n_heads=2, context=64, hidden_dim=128)
-
-WRITING = 6000.0  # bytes a second, about
+TeacherSource = TrainingJob | str  # a teacher that is trained here, or the fingerprint of a given model
 
 
 @dataclass(frozen=True)
-class DistillJob:
-    """A teacher, its students and what they may read, for all seeds: what both claims need."""
+class TextJob:
+    """Text that a teacher generates for all students of a seed that read it."""
 
-    setup: Setup
-    seeds: int
+    teacher: TeacherSource
+    config: DistillConfig
+    context: int
+    data_fraction: float
+    """of the training text, from which the prompts are drawn"""
+    seed: int
 
-    @property
-    def text(self) -> list[str]:
-        """Methods that read the teacher's text alone, by its amount: a ninth, a third, all."""
-        names = [name for name in self.setup.methods() if name.startswith("text ")]
-        return names[1:] if self.setup.data_fraction < AMPLE else []
-
-    @property
-    def methods(self) -> list[str]:
-        return [ALONE, "logits", "top-4", *self.text]
+    def name(self, data: str) -> str:
+        return f"text-seed-{self.seed}-{_digest(self, data)}"
 
     def seconds(self, device: str) -> float:
-        setup, how = self.setup, self.setup.training
-        one = step_seconds(setup.teacher, how, device)
-        for method in self.methods:
-            looks = setup.methods()[method].lesson.needs_looks
-            one += step_seconds(setup.student, how, device, setup.teacher if looks else None)
-        return self.seeds * (how.steps * one + (setup.teacher_tokens / WRITING if self.text else 0))
+        return self.config.teacher_tokens / GENERATION_SPEED
 
     def check(self, corpus: Corpus) -> None:
-        corpus.part(self.setup.data_fraction).check(self.setup.student.context)
+        corpus.part(self.data_fraction).check(self.context)
+
+    def folder(self, context: RunContext) -> Path:
+        if context.named_folders:
+            return context.folder / f"seed-{self.seed}" / "text"
+        return context.folder / "trained" / self.name(context.corpus.fingerprint)
 
 
-def scarce(context: RunContext) -> float:
-    return SCARCE["quick" if context.quick else "full"]
+class TeacherPool:
+    """The teachers of a run in memory, so that students of the same teacher share its predictions."""
+
+    def __init__(self, context: RunContext, given: GPT | None = None) -> None:
+        self.context, self.given = context, given
+        self.models: dict[tuple[TeacherSource, bool], GPT] = {}
+        self.predictors: dict[tuple[TeacherSource, bool], LogitTeacher] = {}
+        self.texts: dict[TextJob, TeacherText] = {}
+
+    def model(self, source: TeacherSource, quantized: bool = False) -> GPT:
+        if (source, quantized) not in self.models:
+            if quantized:
+                model = in_8_bits(self.model(source))
+            elif isinstance(source, TrainingJob):
+                model = self.context.model(source)
+            else:
+                assert self.given is not None
+                model = self.given
+            self.models[source, quantized] = model
+        return self.models[source, quantized]
+
+    def predictor(self, source: TeacherSource, quantized: bool) -> LogitTeacher:
+        if (source, quantized) not in self.predictors:
+            self.predictors[source, quantized] = LogitTeacher(self.model(source, quantized))
+        return self.predictors[source, quantized]
+
+    def text(self, job: TextJob) -> TeacherText:
+        """The text, generated or read back."""
+        if job not in self.texts:
+            corpus = self.context.corpus.part(job.data_fraction)
+            seconds = job.seconds(self.context.device)
+            self.texts[job] = generate_text(
+                self.model(job.teacher), corpus, job.context, job.config, job.seed, job.folder(self.context),
+                lambda done, n_shards: self.context.on_progress(seconds / n_shards),
+            )  # fmt: skip
+        return self.texts[job]
 
 
-def taught(context: RunContext, data_fraction: float) -> DistillJob:
-    whole = replace(SETUPS["quick"], data_fraction=data_fraction)
-    if context.quick:
-        training = replace(whole.training, steps=100, warmup=10, eval_every=25, eval_sequences=16)
-        whole = replace(whole, teacher=SMALL_TEACHER, student=SMALL_STUDENT, teacher_tokens=45_000)
-    else:
-        training = replace(whole.training, steps=250)
-        whole = replace(whole, teacher_tokens=200_000)
-    whole = replace(whole, training=training)
-    return DistillJob(whole, context.seeds)
+@dataclass(frozen=True)
+class DistillJob(TrainingJob):
+    """A student: ``model`` trained by one method."""
+
+    method: Method = field(kw_only=True)
+    source: TeacherSource = field(kw_only=True)
+    text: TextJob | None = field(kw_only=True)
+    data_fraction: float = field(kw_only=True)
+    pool: TeacherPool = field(kw_only=True, compare=False, repr=False)
+
+    def name(self, data: str) -> str:
+        return f"student-seed-{self.training.seed}-{_digest(self, data)}"
+
+    def seconds(self, device: str) -> float:
+        needs_teacher = self.method.distill_config.needs_teacher
+        teacher = self.source.model if needs_teacher and isinstance(self.source, TrainingJob) else None
+        return self.training.steps * step_seconds(self.model, self.training, device, teacher)
+
+    def check(self, corpus: Corpus) -> None:
+        corpus.part(self.data_fraction).check(self.model.context)
+
+    def teacher_model(self) -> GPT:
+        return self.pool.model(self.source, self.method.teacher == "8 bits")
+
+    def trainer(self, corpus: Corpus, device: str) -> DistillationTrainer:
+        config = self.method.distill_config
+        teacher = None
+        if config.needs_teacher:
+            teacher = as_teacher(self.pool.predictor(self.source, self.method.teacher == "8 bits"), config)
+        text = None if self.text is None else self.pool.text(self.text).first(config.teacher_tokens)
+        torch.manual_seed(self.training.seed)
+        part = corpus.part(self.data_fraction)
+        return DistillationTrainer(GPT(self.model), part, self.training, config, teacher, text, device)
 
 
-def teach_all(context: RunContext, data_fraction: float) -> tuple[DistillationResults, Experiment]:
-    """Teacher and students of every seed, trained or read back."""
-    wanted = taught(context, data_fraction)
-    methods = {name: method for name, method in wanted.setup.methods().items() if name in wanted.methods}
-    folder = context.folder / "taught"
-    out, other = (
-        folder / f"{data_fraction:g}",
-        folder / f"{AMPLE if data_fraction < AMPLE else scarce(context):g}",
-    )
-    experiment = Experiment(
-        wanted.setup, methods, context.corpus, out, context.seeds, context.device, given=None
-    )
-    _same_teachers(other, out, context.seeds)
-    teach(
-        experiment,
-        resume=True,
-        display=lambda title: ProgressDisplay(context.on_progress, context.device),
-        progress=lambda title: _writing(context, wanted.setup.teacher_tokens),
-    )
-    return read_outcome(experiment)[0], experiment
+def _digest(job: TextJob | DistillJob, data: str) -> str:
+    """12 hexadecimal digits that differ for every job and corpus fingerprint."""
+    return hashlib.sha256(f"{job} {data}".encode()).hexdigest()[:12]
 
 
-def _same_teachers(there: Path, here: Path, seeds: int) -> None:
-    """A teacher reads all of the text whatever its students may: it need be trained only once."""
-    for seed in range(seeds):
-        source, target = (folder / f"seed-{seed}" / "teacher" for folder in (there, here))
-        if source.exists() and not target.exists():
-            shutil.copytree(source, target)
+def in_8_bits(model: GPT, recipe: str = "deepseek-v3") -> GPT:
+    """A copy of a trained model whose linear layers hold only 8-bit codes."""
+    weight = model.embedding.weight
+    copy = GPT(replace(model.config, precision=recipe)).to(weight.device, weight.dtype)
+    copy.load_state_dict(model.state_dict())
+    quantize_weights_(copy)
+    return copy
 
 
-def _writing(context: RunContext, tokens: int) -> Callable[[int, int], None]:
-    def on_progress(done: int, of: int) -> None:
-        context.on_progress(tokens / WRITING / of)
+@dataclass(frozen=True)
+class DistillationRun:
+    """A setup with some of its methods, for every seed of a context.
 
-    return on_progress
+    Raises:
+        ValueError: a teacher does not fit the student.
+    """
+
+    setup: Setup
+    methods: Mapping[str, Method]
+    given: GPT | None = None
+    """a trained teacher, in place of the dense one"""
+
+    def __post_init__(self) -> None:
+        teachers = (self.setup.teacher, self.setup.mixture) if self.given is None else (self.given.config,)
+        for teacher in teachers:
+            check_fit(self.setup.student, teacher)
+
+    def trained_teachers(self) -> list[TeacherName]:
+        """Teachers that are trained here; the one in 8 bits is a copy of the dense one."""
+        dense: list[TeacherName] = ["dense"] if self.given is None else []
+        needs_mixture = any(method.teacher == "mixture" for method in self.methods.values())
+        return [*dense, "mixture"] if needs_mixture else dense
+
+    def source(self, teacher: TeacherName, seed: int) -> TeacherSource:
+        if teacher != "mixture" and self.given is not None:
+            return fingerprint(self.given)
+        training = replace(self.setup.training, lr=self.setup.teacher_lr, seed=seed)
+        if teacher == "mixture":
+            return TrainingJob(self.setup.mixture, training, label="teacher/mixture")
+        return TrainingJob(self.setup.teacher, training, label="teacher/dense")
+
+    def text_job(self, seed: int) -> TextJob | None:
+        """As much text as any student reads; None if no student reads any."""
+        configs = [method.distill_config for method in self.methods.values()]
+        amounts = [config.teacher_tokens for config in configs if config.data_source == "teacher"]
+        if not amounts:
+            return None
+        setup = self.setup
+        config = replace(setup.distill_config, teacher_tokens=max(amounts))
+        return TextJob(self.source("dense", seed), config, setup.student.context, setup.data_fraction, seed)
+
+    def students(self, context: RunContext) -> dict[str, list[DistillJob]]:
+        """A job per seed, by method."""
+        pool = TeacherPool(context, self.given)
+        return {
+            name: [self.student(name, seed, pool) for seed in range(context.seeds)] for name in self.methods
+        }
+
+    def student(self, name: str, seed: int, pool: TeacherPool) -> DistillJob:
+        method, slug = self.methods[name], name.replace(" ", "-").replace("'", "")
+        return DistillJob(
+            self.setup.student,
+            replace(self.setup.training, seed=seed, steps=self.setup.steps(name)),
+            label=f"student/{slug}",
+            method=method,
+            source=self.source(method.teacher, seed),
+            text=self.text_job(seed) if method.distill_config.data_source == "teacher" else None,
+            data_fraction=self.setup.data_fraction,
+            pool=pool,
+        )
+
+    def teachers(self, seeds: int) -> list[TrainingJob]:
+        sources = [self.source(name, seed) for name in self.trained_teachers() for seed in range(seeds)]
+        return [source for source in sources if isinstance(source, TrainingJob)]
+
+    def jobs(self, context: RunContext) -> list[Job]:
+        texts = [self.text_job(seed) for seed in range(context.seeds)]
+        students = [job for jobs in self.students(context).values() for job in jobs]
+        return [*self.teachers(context.seeds), *(text for text in texts if text is not None), *students]
+
+    def train(self, context: RunContext) -> dict[str, list[DistillJob]]:
+        """Train the teachers, then the students; finished jobs are skipped. The students' jobs, by method."""
+        context.train(self.teachers(context.seeds))
+        students = self.students(context)
+        context.train(job for jobs in students.values() for job in jobs)
+        return students

@@ -11,7 +11,13 @@ from minimoe.cost import flops_per_token, parameters
 from minimoe.data.corpus import ALL
 from minimoe.experiments.curves import AXES, Curve
 from minimoe.models.config import ModelConfig
-from minimoe.reporting.statistics import Spread, describe_lead, describe_seeds, format_spread
+from minimoe.reporting.statistics import (
+    Spread,
+    describe_differences,
+    describe_lead,
+    describe_seeds,
+    format_spread,
+)
 from minimoe.reporting.tables import TextTable, si
 
 AXIS_NAMES = {"tokens": "tokens", "flops": "FLOPs", "seconds": "seconds"}
@@ -84,16 +90,7 @@ class Comparison:
                 for axis in AXES
             ]
             sentences.append(f"Against {rival} the mixture {', '.join(clauses)}.")
-        if self.seeds == 1:
-            sentences.append(
-                "Differences in bits per byte, from one seed: a hundredth or two may be luck, "
-                "--seeds 3 shows the spread."
-            )
-        else:
-            sentences.append(
-                f"Differences in bits per byte, mean ± standard deviation of {self.seeds} paired seeds."
-            )
-        return " ".join(sentences)
+        return " ".join([*sentences, describe_differences(self.seeds)])
 
 
 def tables(detail: dict[str, Any]) -> list[TextTable]:
