@@ -545,7 +545,8 @@ assert abs(loud[0]) < 2 < naive[0]  # one factor has mended it
 # - What V3 keeps in eight bits besides: activations waiting for the backward pass, and those on
 #   their way to the experts. That saves memory and travel, not arithmetic.
 # - Mixtures, where a rounding can send a token to another expert, so that chance alone makes a
-#   gap as large as eight bits do (the table of [FP8 training](../docs/results/fp8-training.md) has a `twin` that shows it).
+#   gap as large as eight bits do (the table of [FP8 training](../docs/results/fp8-training.md)
+#   has a `twin` that shows it).
 # - Size. V3 is millions of times larger, and was trained for two months instead of seconds.
 #
 # Read next: section 3.3 of the DeepSeek-V3 report (arXiv 2412.19437), which should hold few

@@ -215,7 +215,8 @@ assert gap < 0.03  # at T = 100
 
 # %% [markdown]
 # Which temperature is best is a matter of trial. The [table of
-# handwritten digits](../docs/results/digits.md) has temperatures from 2 to 8 ahead of 1 where images are few. For text,
+# handwritten digits](../docs/results/digits.md) has temperatures from 2 to 8 ahead of 1 where
+# images are few. For text,
 # where every byte of every line is a lesson, T = 1 is usual, and it is what we shall use below.
 # (`DistillConfig(temperature=2)` is there to be tried.)
 #
@@ -405,7 +406,8 @@ _ = axis.legend()
 # Step for step the teacher helps, because a soft target says more than a hard one. But the curves
 # are drawn against what was *spent*, and there the student alone is ahead. For the price of one
 # look it reads further lines, and as long as there are fresh ones, these teach it more. The
-# [longer run](../docs/results/distillation.md) found the like with a larger student, a larger teacher and four kinds of text: at equal
+# [longer run](../docs/results/distillation.md) found the like with a larger student, a larger
+# teacher and four kinds of text: at equal
 # steps a gain too small for three seeds to show, at equal arithmetic a clear loss. And the
 # teacher's own schooling is on neither bill.
 #
@@ -671,7 +673,8 @@ assert abs(1 - 4.303 / (4.303**2 + 2) ** 0.5 - 1 / 20) < 1e-4  # Student's table
 # What may be trusted here is what is large and has a reason: with the page, the teacher's
 # logits close a good part of the gap; with plenty of text they do not pay.
 #
-# The [documentation](../docs/results/distillation.md) has the experiment in earnest, with larger models, four kinds of text and a teacher
+# The [documentation](../docs/results/distillation.md) has the experiment in earnest, with larger
+# models, four kinds of text and a teacher
 # for each of three seeds. There, too, the teacher gave little where text was plenty, and closed
 # most of the gap where the student had a twentieth of it; there the student's own text came out a
 # hundredth of a bit ahead of the corpus, which by the rule above is "cannot say". (The page's
