@@ -389,18 +389,19 @@ print(f"V3's gap lies between {least:+.2f} and {most:+.2f} % here: {told} 0.25 %
 # if "above", this race contradicts it.
 # But the race is short, and what small errors do to a model has hardly had the time to show.
 #
-# The repository keeps the record of a longer one (`benchmarks/fp8_training.py`, a larger model).
+# The repository keeps the record of a longer one, with a larger model
+# (`minimoe experiment fp8-training --size long`).
 # **Predict:** are three seeds enough to prove 0.25 % there?
 
 # %%
 import json
 from pathlib import Path
 
-record = json.loads(Path("../docs/results/fp8-training.json").read_text())
-longer = [run["recipes"] for run in record["found"] if run["model"] == "dense"]
+record = json.loads(Path("../docs/results/fp8-training.json").read_text())["detail"]
 last = {}
 for name in recipes:
-    last[name] = torch.tensor([run[name]["bits_per_byte"] for run in longer])
+    longer = record["curves"]["dense"]["float32" if name == "full" else name]
+    last[name] = torch.tensor([curve[-1] for curve in longer])
 
 # %%
 for name in recipes[1:]:
@@ -408,7 +409,7 @@ for name in recipes[1:]:
     mean, spread = gaps.mean().item(), gaps.std().item()
     about = f"{mean:+6.2f} % ± {2.48 * spread:.2f} %"
     bits = f"{last[name].mean():.2f} bits, float32 {last['full'].mean():.2f}"
-    print(f"{name:>11}, {record['steps']} steps: {about} ({bits})")
+    print(f"{name:>11}, {record['steps'][-1]} steps: {about} ({bits})")
     assert (abs(mean) < 0.25) == (name == "deepseek-v3")
     assert name == "deepseek-v3" or mean > naive[0]
     assert 2.48 * spread > 0.25  # a gap of this size would not be seen
@@ -546,7 +547,7 @@ assert abs(loud[0]) < 2 < naive[0]  # one factor has mended it
 #   their way to the experts. That saves memory and travel, not arithmetic.
 # - Mixtures, where a rounding can send a token to another expert, so that chance alone makes a
 #   gap as large as eight bits do (the table of [FP8 training](../docs/results/fp8-training.md)
-#   has a `twin` that shows it).
+#   has a `perturbed` run that shows it).
 # - Size. V3 is millions of times larger, and was trained for two months instead of seconds.
 #
 # Read next: section 3.3 of the DeepSeek-V3 report (arXiv 2412.19437), which should hold few
