@@ -1,12 +1,17 @@
 """What the tests share: a small corpus that needs no package, one thread, so that bits repeat, and how parallel
 workers divide the tests."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 
 from minimoe.data.corpus import Corpus
 from minimoe.models.config import ModelConfig
+
+# torch.compile would first check, for 15 seconds, that the C++ compiler knows each vector extension of the CPU.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
 SENTENCES = {
     "letters": b"the quick brown fox jumps over the lazy dog; pack my box with five dozen jugs. ",
