@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from minimoe.models.gpt import GPT
-from minimoe.tools.files import write_atomically
+from minimoe.tools.files import checksum, flush, json_checksum, write_atomically
 from minimoe.tools.safetensors_io import write_tensors
-from minimoe.training.checkpoint import checksum, flush
+from minimoe.tools.settings import first_difference
 
 FORMAT = 2
 
@@ -63,7 +63,7 @@ class ShardStore:
                 )
             if is_new:
                 content = settings | {"format": FORMAT}
-                text = json.dumps(content | {"sha256": _digest(content)}, indent=1) + "\n"
+                text = json.dumps(content | {"sha256": json_checksum(content)}, indent=1) + "\n"
                 write_atomically(self.folder / SETTINGS, text)
                 flush(self.folder)  # or a power cut could leave shards without their settings
         except OSError as error:
@@ -140,17 +140,10 @@ class ShardStore:
         return line == _checksum_line(file)
 
 
-def compare(folder: Path, stored: dict[str, Any], expected: dict[str, Any], owner: str = "") -> None:
+def compare(folder: Path, stored: dict[str, Any], expected: dict[str, Any]) -> None:
     """Raise ShardError for the first expected setting that was stored with another value, naming both."""
-    for name, now in expected.items():
-        before = stored.get(name)
-        if isinstance(now, dict):
-            compare(folder, before or {}, now, f"the {name}'s ")
-        elif before != now:
-            raise ShardError(
-                f"{folder} was made with {owner}{name} = {before}, now it is {now}; use the same, or write "
-                "into another folder"
-            )
+    if difference := first_difference({name: stored.get(name) for name in expected}, expected):
+        raise ShardError(f"{folder} was {difference}; use the same, or write into another folder")
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -158,7 +151,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     format."""
     try:
         settings: dict[str, Any] = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        damage = "" if settings.pop("sha256") == _digest(settings) else "it does not match its checksum"
+        damage = "" if settings.pop("sha256") == json_checksum(settings) else "it does not match its checksum"
         version = settings.pop("format")
     except (FileNotFoundError, NotADirectoryError):
         raise ShardError(f"{folder} holds no shards ({SETTINGS} is missing); write them first") from None
@@ -173,10 +166,6 @@ def read_settings(folder: Path) -> dict[str, Any]:
             f"{folder} has format {version}, this version reads {FORMAT}; write into another folder"
         )
     return settings
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _checksum_line(file: Path) -> str:

@@ -17,6 +17,7 @@ from minimoe.distributed.data_expert_parallel import DataExpertParallel
 from minimoe.distributed.errors import TrainingError
 from minimoe.distributed.strategy import SingleProcess
 from minimoe.moe.expert_parallel.row_format import DispatchDtype
+from minimoe.tools.settings import first_difference
 
 # Gloo raises plain RuntimeErrors for a closed or stalled connection, also from inside autograd, so only the
 # text tells them from others. Nearly all name Gloo's source file; two can arrive without it.
@@ -99,24 +100,8 @@ def require_same_settings(settings: dict[str, Any]) -> None:
     Raises:
         ValueError: in every process, naming the setting and both values.
     """
-    found: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(found, _flat(settings))
-    first = found[0]
-    for process, other in enumerate(found):
-        for key in sorted(first.keys() | other.keys()):
-            if first.get(key) != other.get(key):
-                raise ValueError(
-                    f"process {process} was started with {key} = {other.get(key)}, process 0 with "
-                    f"{first.get(key)}; start all with the same"
-                )
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"model": {"dim": 64}} -> {"model.dim": 64}."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value
-    return found
+    all_settings: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(all_settings, settings)
+    for rank, others in enumerate(all_settings):
+        if difference := first_difference(all_settings[0], others, f"in process {rank}"):
+            raise ValueError(f"process 0 was {difference}; start all processes with the same settings")

@@ -1,4 +1,4 @@
-"""A run's folder: nobody's finished work is overwritten silently, and a stopped run is found again."""
+"""The folder of a run: finished work is never overwritten silently, and an interrupted run can be resumed."""
 
 import json
 import shutil
@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from minimoe.tools.files import write_atomically
+from minimoe.tools.settings import first_difference
 
-MARK = "run.json"
+FORMAT = 2  # of the run's folder and all that is in it; 1 stored no format
+
+RUN_FILE = "run.json"
 
 
 def open_folder(
@@ -16,77 +19,85 @@ def open_folder(
     """Claim ``out`` for a run with these settings.
 
     Raises:
-        ValueError: it holds a finished or unfinished run and neither ``resume`` nor ``overwrite`` says
-            what to do, or a run with other settings, or things that are no run.
+        ValueError: ``out`` holds a finished run, an interrupted one and neither ``resume`` nor ``overwrite``
+            is set, a run with other settings or from another version, or other files.
     """
     if resume and overwrite:
-        raise ValueError("--resume goes on and --overwrite starts anew: choose one")
-    settings = json.loads(json.dumps(settings))  # as they will be read back
-    mark = _read_mark(out)
-    if overwrite and mark is not None:
+        raise ValueError("--resume continues a run and --overwrite replaces it; choose one")
+    run = _read(out)
+    if overwrite and run is not None:
         shutil.rmtree(out)
-        mark = None
-    if mark is None:
+        run = None
+    if run is None:
         if resume:
-            raise ValueError(f"{out} holds no run to resume; leave --resume out to start one")
+            raise ValueError(f"{out} holds no run to resume; omit --resume to start one")
         out.mkdir(parents=True, exist_ok=True)
-        _write_mark(out, settings, finished=False)
+        _write(out, settings, finished=False)
         return
-    if mark["finished"]:
+    _check_format(out, run)
+    if run["finished"]:
         raise ValueError(f"{out} holds a finished run; choose another --out, or --overwrite to replace it")
     if not resume:
         raise ValueError(
-            f"{out} holds a run that was stopped; add --resume to go on with it, --overwrite to start "
-            "anew, or choose another --out"
+            f"{out} holds an interrupted run; add --resume to continue it, --overwrite to replace it, or "
+            "choose another --out"
         )
-    for key in sorted(mark["settings"].keys() | settings.keys()):
-        before, now = mark["settings"].get(key), settings.get(key)
-        if before != now:
-            raise ValueError(
-                f"{out} was begun with {key} = {before}, now it is {now}; resume with the same "
-                "settings, or choose another --out"
-            )
+    if difference := first_difference(run["settings"], settings):
+        raise ValueError(f"{out} was {difference}; resume with the same settings, or choose another --out")
+
+
+def close_folder(out: Path) -> None:
+    """Mark the run in ``out`` as finished."""
+    run = _read(out)
+    _write(out, run["settings"] if run else {}, finished=True)
+
+
+def holds_run(out: Path) -> bool:
+    """Whether ``out`` holds an unfinished run."""
+    run = _read(out)
+    return run is not None and not run["finished"]
 
 
 def check_file(flag: str, path: Path | None) -> None:
-    """Raise ValueError, before any work, where a file that a flag names could not be written."""
+    """Raise ValueError, before any work, if the file named by a flag cannot be written."""
     if path is None:
         return
     if not path.parent.is_dir():
-        raise ValueError(f"{flag} {path}: there is no folder {path.parent}; make it first")
+        raise ValueError(f"{flag} {path}: there is no folder {path.parent}; create it first")
     if path.is_dir():
         raise ValueError(f"{flag} {path} is a folder; name a file in it")
 
 
-def close_folder(out: Path) -> None:
-    """Mark the run of ``out`` as finished."""
-    mark = _read_mark(out)
-    _write_mark(out, mark["settings"] if mark else {}, finished=True)
-
-
-def holds_run(out: Path) -> bool:
-    """Whether a run was begun in ``out`` and is not finished."""
-    mark = _read_mark(out)
-    return mark is not None and not mark["finished"]
-
-
-def _read_mark(out: Path) -> dict[str, Any] | None:
-    """What ``out`` says of itself; None where there is nothing. Raises ValueError for other things."""
+def _read(out: Path) -> dict[str, Any] | None:
+    """The content of run.json; None if ``out`` is missing or empty. Raises ValueError for anything else."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; --out must be a folder")
     if not out.exists() or not any(out.iterdir()):
         return None
     try:
-        mark = json.loads((out / MARK).read_text(encoding="utf-8"))
-        return {"finished": bool(mark["finished"]), "settings": dict(mark["settings"])}
+        run = json.loads((out / RUN_FILE).read_text(encoding="utf-8"))
+        return {
+            "format": int(run.get("format", 1)),
+            "finished": bool(run["finished"]),
+            "settings": dict(run["settings"]),
+        }
     except FileNotFoundError:
         raise ValueError(
             f"{out} is not empty and holds no run of minimoe; choose a new or an empty --out"
         ) from None
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{out / MARK} is damaged; choose another --out") from None
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ValueError(f"{out / RUN_FILE} is damaged; choose another --out") from None
 
 
-def _write_mark(out: Path, settings: dict[str, Any], *, finished: bool) -> None:
-    text = json.dumps({"finished": finished, "settings": settings}, indent=1)
-    write_atomically(out / MARK, text + "\n")
+def _check_format(out: Path, run: dict[str, Any]) -> None:
+    if run["format"] != FORMAT:
+        age = "an older" if run["format"] < FORMAT else "a newer"
+        raise ValueError(
+            f"{out} was written by {age} version of minimoe (format {run['format']}, this version reads "
+            f"{FORMAT}); --overwrite replaces it; or choose another --out, or use the version that wrote it"
+        )
+
+
+def _write(out: Path, settings: dict[str, Any], *, finished: bool) -> None:
+    text = json.dumps({"format": FORMAT, "finished": finished, "settings": settings}, indent=1)
+    write_atomically(out / RUN_FILE, text + "\n")

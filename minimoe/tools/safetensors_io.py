@@ -7,7 +7,6 @@ Dimensions: O and I, the widths out of and into a matrix.
 """
 
 import json
-import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from minimoe.tools.files import replacing
 
 BLOCK = 128
 
@@ -89,13 +90,9 @@ def _dequantize(weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file: whole, or not at all. Raises ValueError where that cannot be."""
-    temporary = path.with_name(path.name + ".tmp")
+    """Write a safetensors file completely or not at all. Raises ValueError if that fails."""
     try:
-        save_file(tensors, temporary, metadata={"format": "pt"})  # without which older readers refuse
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt"})  # older readers require the format
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
         raise ValueError(f"could not write {path} ({error}); free space, or choose another path") from error

@@ -1,17 +1,15 @@
-"""Checkpoints: tensors in safetensors, the rest in plain JSON, never pickle.
+"""Checkpoints: tensors in safetensors, everything else in plain JSON, no pickle.
 
     checkpoints/step-00000200/
-        model.safetensors      the weights to use (averaged ones where the run averages)
-        training.safetensors   the weights as trained, the optimizer's moments, the generators' states
-        state.json             step, configurations, data fingerprint, a checksum of each file above
+        model.safetensors      the weights to use (the averaged ones if the run averages)
+        training.safetensors   raw weights, optimizer moments, random generator states
+        state.json             step, configurations, data fingerprint, a checksum of each file
 
-A checkpoint is written beside its final name and renamed: it is there whole, or not at all. The last
-two are kept.
+A checkpoint is written under a temporary name and then renamed, so it exists completely or not at all. The
+last two are kept.
 """
 
-import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,8 @@ from torch import Tensor
 from minimoe.cost import parameters
 from minimoe.models.config import ModelConfig
 from minimoe.models.gpt import GPT
-from minimoe.tools.files import write_atomically
+from minimoe.tools.files import checksum, flush, json_checksum, write_atomically
+from minimoe.tools.settings import first_difference
 from minimoe.training.trainer import Trainer
 
 FORMAT = 1
@@ -35,27 +34,27 @@ EXTRA = "kept."  # prefix of the names of ``Trainer.extra_state``
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be written, read or used; the message says what to do."""
+    """A checkpoint could not be written or read, or does not fit; the message says what to do."""
 
 
 def save(folder: Path, trainer: Trainer) -> Path:
-    """Write the trainer's whole state below ``folder``; older checkpoints but one are then removed.
+    """Write the trainer's whole state to a folder in ``folder`` and keep only one older checkpoint.
 
-    Of several processes that train together one writes, what all have.
+    Where several processes train one model, rank 0 writes the gathered state.
 
     Raises:
-        CheckpointError: the disk is full or not writable; earlier checkpoints are untouched.
+        CheckpointError: the disk is full or not writable; earlier checkpoints are intact.
     """
     tensors = {
-        name: trainer.strategy.gather_experts(content(trainer))
-        for name, content in (("model", _model_tensors), ("training", _training_tensors))
+        "model": trainer.strategy.gather_experts(_model_tensors(trainer)),
+        "training": trainer.strategy.gather_experts(_training_tensors(trainer)),
     }
     return trainer.strategy.run_on_rank0(lambda: _write(folder, trainer, tensors))
 
 
 def _write(folder: Path, trainer: Trainer, tensors: dict[str, dict[str, Tensor]]) -> Path:
     final = folder / f"step-{trainer.step:08d}"
-    if final.exists():  # a resumed run that has not moved yet
+    if final.exists():  # a resumed run that has not taken a step yet
         return final
     temporary = folder / f"{final.name}.tmp"
     try:
@@ -77,26 +76,26 @@ def _write(folder: Path, trainer: Trainer, tensors: dict[str, dict[str, Tensor]]
             "domains": list(trainer.corpus.domains),
             "sha256": checksums,
         }
-        state["sha256"]["state.json"] = _state_checksum(state)
+        checksums["state.json"] = json_checksum(state)
         write_atomically(temporary / "state.json", json.dumps(state, indent=1))
         temporary.rename(final)
         flush(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         previous = latest(folder)
-        kept = f"the one of {previous.name} is whole" if previous else "there is none before it"
+        saved = f"{previous.name} is intact" if previous else "there is no earlier one"
         raise CheckpointError(
-            f"could not write the checkpoint of step {trainer.step} to {folder} ({error}); {kept}. "
-            "Free some space, or choose another --out, and resume"
+            f"could not write the checkpoint of step {trainer.step} to {folder} ({error}); {saved}. "
+            "Free some space and resume, or choose another --out"
         ) from error
     for old in _all(folder)[:-KEEP]:
-        # Renamed first: a kill in mid-removal must not leave half a checkpoint under its name.
+        # Renamed first, so that a kill during the removal leaves no incomplete checkpoint.
         shutil.rmtree(old.rename(old.with_suffix(".tmp")), ignore_errors=True)
     return final
 
 
 def needed_bytes(trainer: Trainer) -> int:
-    """About how much disk a run's checkpoints take at their peak (two kept, one being written)."""
+    """Estimated disk space of a run's checkpoints at their peak: two kept, one being written."""
     per_parameter = 4 * (4 if trainer.config.average else 3)  # two moments, the weights, their average
     return (KEEP + 1) * per_parameter * parameters(trainer.model.config)
 
@@ -106,25 +105,27 @@ def _all(folder: Path) -> list[Path]:
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest checkpoint below ``folder``, or None."""
-    found = _all(folder)
-    return found[-1] if found else None
+    """The newest checkpoint in ``folder``, or None."""
+    return max(_all(folder), default=None)
 
 
 def restore(path: Path, trainer: Trainer) -> None:
-    """Put a trainer, made with the same configurations, where the checkpoint left it.
+    """Load a checkpoint into a trainer with the same settings.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, or of another configuration or other data.
+        CheckpointError: the checkpoint is damaged, or has other settings or other data.
     """
     state = _read_state(path)
-    for part, wanted in json.loads(json.dumps(trainer.settings())).items():  # as they were read back
-        _same(path, part, state.get(part, {}), wanted)
+    settings = trainer.settings()
+    if difference := first_difference({part: state.get(part) for part in settings}, settings):
+        raise CheckpointError(
+            f"{path} was {difference}; resume with the same settings, or start a new run with another --out"
+        )
     if state["data"] != trainer.corpus.fingerprint:
         raise CheckpointError(
-            f"{path} was trained on other text (fingerprint {state['data']}, here "
-            f"{trainer.corpus.fingerprint}: a package or Python changed, or --data did); "
-            "restore it, or start anew with another --out"
+            f"{path} was trained on other text (fingerprint {state['data']}, now "
+            f"{trainer.corpus.fingerprint}: a package, Python or --data changed); restore the text, or start "
+            "a new run with another --out"
         )
     weights = trainer.strategy.shard_experts(_read_tensors(path, "model", state))
     tensors = trainer.strategy.shard_experts(_read_tensors(path, "training", state))
@@ -152,7 +153,7 @@ def restore(path: Path, trainer: Trainer) -> None:
 
 
 def load_model(path: Path, device: str = "cpu") -> GPT:
-    """A trained model, for sampling or teaching. ``path`` is a checkpoint, or a run's folder.
+    """A trained model in eval mode, from a checkpoint or from the newest one of a run's folder.
 
     Raises:
         CheckpointError: there is no checkpoint, or it is damaged.
@@ -189,21 +190,15 @@ def _training_tensors(trainer: Trainer) -> dict[str, Tensor]:
 def _read_state(path: Path) -> dict[str, Any]:
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        intact = state["sha256"]["state.json"] == _state_checksum(state)
-        found = state["format"]
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        intact = state["sha256"].pop("state.json") == json_checksum(state)
+        version = state["format"]
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(_damaged(path, f"state.json: {error}")) from error
     if not intact:
         raise CheckpointError(_damaged(path, "state.json does not match its checksum"))
-    if found != FORMAT:
-        raise CheckpointError(f"{path} has checkpoint format {found}, this version reads {FORMAT}")
+    if version != FORMAT:
+        raise CheckpointError(f"{path} has checkpoint format {version}, this version reads {FORMAT}")
     return state
-
-
-def _state_checksum(state: dict[str, Any]) -> str:
-    """Of everything in state.json but the checksum itself."""
-    sums = {name: value for name, value in state["sha256"].items() if name != "state.json"}
-    return hashlib.sha256(json.dumps(state | {"sha256": sums}, sort_keys=True).encode()).hexdigest()
 
 
 def _read_tensors(path: Path, name: str, state: dict[str, Any]) -> dict[str, Tensor]:
@@ -218,34 +213,5 @@ def _read_tensors(path: Path, name: str, state: dict[str, Any]) -> dict[str, Ten
 
 def _damaged(path: Path, what: str) -> str:
     others = [p.name for p in _all(path.parent) if p != path]
-    remedy = f"remove it to go on from {others[-1]}" if others else "there is no other: start anew"
+    remedy = f"remove it to resume from {others[-1]}" if others else "there is no other: start a new run"
     return f"the checkpoint {path} is damaged ({what}); {remedy}"
-
-
-def _same(path: Path, part: str, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
-    for key in sorted(saved.keys() | wanted.keys()):
-        if saved.get(key) != wanted.get(key):
-            raise CheckpointError(
-                f"{path} was made with {part} {key} = {saved.get(key)}, now it is {wanted.get(key)}; "
-                "resume with the same settings, or start anew with another --out"
-            )
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def flush(path: Path) -> None:
-    """Have the kernel put a file (or a folder's entries) on the disk."""
-    if os.name != "posix":  # elsewhere a folder cannot be opened
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

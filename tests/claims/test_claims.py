@@ -226,7 +226,7 @@ def test_a_ledger_that_is_killed_resumes(tmp_path, four, capsys, monkeypatch):
     assert "To go on: minimoe claims --out" in error
     assert "--resume" in error
     assert cli.main(["claims", "--out", str(out)]) == 1
-    assert "holds a run that was stopped" in capsys.readouterr().err
+    assert "holds an interrupted run" in capsys.readouterr().err
     assert cli.main(["claims", "--out", str(out), "--resume"]) == 0
     assert tried == ["good", "bad", "bad", "wide", "absent"]
     assert cli.main(["claims", "--out", str(out)]) == 1

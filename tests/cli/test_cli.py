@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from minimoe.cli import main as cli
-from minimoe.tools.run_dir import close_folder, open_folder
 
 
 def call(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -150,31 +149,3 @@ def test_help_explains_every_flag(capsys, command):
     if command == "train":
         assert "routed experts a layer" in text
         assert "peak learning rate" in text
-
-
-def test_folders_are_claimed_and_kept(tmp_path):
-    out = tmp_path / "run"
-    with pytest.raises(ValueError, match="holds no run to resume"):
-        open_folder(out, {"lr": 1}, resume=True)
-    open_folder(out, {"lr": 1})
-    with pytest.raises(ValueError, match="was stopped; add --resume"):
-        open_folder(out, {"lr": 1})
-    with pytest.raises(ValueError, match="begun with lr = 1, now it is 2"):
-        open_folder(out, {"lr": 2}, resume=True)
-    open_folder(out, {"lr": 1}, resume=True)
-    close_folder(out)
-    with pytest.raises(ValueError, match="holds a finished run"):
-        open_folder(out, {"lr": 1}, resume=True)
-    (out / "old").touch()
-    open_folder(out, {"lr": 3}, overwrite=True)
-    assert not (out / "old").exists()
-    with pytest.raises(ValueError, match="choose one"):
-        open_folder(out, {"lr": 3}, resume=True, overwrite=True)
-
-
-def test_a_folder_of_something_else_is_never_touched(tmp_path):
-    (tmp_path / "thesis.txt").write_text("precious")
-    for flags in ({}, {"overwrite": True}, {"resume": True}):
-        with pytest.raises(ValueError, match="not empty and holds no run of minimoe"):
-            open_folder(tmp_path, {}, **flags)
-    assert (tmp_path / "thesis.txt").read_text() == "precious"

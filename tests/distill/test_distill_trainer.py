@@ -138,15 +138,15 @@ def test_a_killed_student_resumes_to_the_same_bits(tiny_dense, corpus, teacher, 
 def test_a_checkpoint_of_another_lesson_is_refused(tiny_dense, corpus, teacher, tmp_path):
     checkpoint.save(tmp_path, make(tiny_dense, corpus, METHODS["logits"], teacher))
     other = make(tiny_dense, corpus, replace(METHODS["logits"], temperature=3.0), teacher)
-    with pytest.raises(CheckpointError, match=r"distillation temperature = 1.0, now it is 3.0"):
+    with pytest.raises(CheckpointError, match=r"distillation.temperature = 1.0, now it is 3.0"):
         checkpoint.restore(checkpoint.latest(tmp_path), other)
     stranger = make(tiny_dense, corpus, METHODS["logits"], GPT(tiny_dense))
-    with pytest.raises(CheckpointError, match=r"teacher dim = 32, now it is 16"):
+    with pytest.raises(CheckpointError, match=r"teacher.dim = 32, now it is 16"):
         checkpoint.restore(checkpoint.latest(tmp_path), stranger)
     checkpoint.save(tmp_path / "text", make(tiny_dense, corpus, TEXT, teacher))
     longer = make(tiny_dense, corpus, replace(TEXT, teacher_tokens=400), teacher)
     longer.distill_config = TEXT
-    with pytest.raises(CheckpointError, match=r"teacher text = \w+, now it is \w+"):
+    with pytest.raises(CheckpointError, match=r"teacher.text = \w+, now it is \w+"):
         checkpoint.restore(checkpoint.latest(tmp_path / "text"), longer)
 
 
@@ -332,9 +332,9 @@ def test_damaged_and_foreign_text_is_refused(tiny_dense, corpus, teacher, tmp_pa
     )
     elsewise.load_state_dict(teacher.state_dict())
     for message, arguments in {
-        r"the teacher's dim = 32, now it is 16": (other, corpus, 16, TEXT, 0),
-        r"the teacher's fingerprint = \w+, now it is \w+;": (reweighted, corpus, 16, TEXT, 0),
-        r"the teacher's n_heads = 2, now it is 4": (elsewise, corpus, 16, TEXT, 0),
+        r"teacher.dim = 32, now it is 16": (other, corpus, 16, TEXT, 0),
+        r"teacher.fingerprint = \w+, now it is \w+;": (reweighted, corpus, 16, TEXT, 0),
+        r"teacher.n_heads = 2, now it is 4": (elsewise, corpus, 16, TEXT, 0),
         r"seed = 0, now it is 1": (teacher, corpus, 16, TEXT, 1),
         r"prompt = 4, now it is 5": (teacher, corpus, 16, replace(TEXT, prompt=5), 0),
         r"context = 16, now it is 15": (teacher, corpus, 15, TEXT, 0),

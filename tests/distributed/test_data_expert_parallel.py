@@ -495,7 +495,7 @@ def test_a_full_disk_is_told_where_it_is_and_known_to_all(corpus, tmp_path):
     assert kind is CheckpointError
     assert "step 1" in message
     assert "No space left" in message
-    assert "step-00000000 is whole" in message
+    assert "step-00000000 is intact" in message
     assert [kind for kind, _ in others] == [PeerFailure] * 3
     assert all(left == ["step-00000000"] for _, left, _ in found)
     assert {path.name for _, _, path in found} == {"step-00000001"}
@@ -844,11 +844,11 @@ def differently(text, out, flags_of_all, differing):
 @pytest.mark.parametrize(
     ("same", "differing", "message"),
     [
-        ("", "--train.lr 0.5", "training.lr = 0.5, process 0 with 0.003;"),
-        ("", "--expert-parallel 2", "expert_parallel = 2, process 0 with None;"),
-        ("--expert-parallel 2", "--expert-parallel 4", "expert_parallel = 4, process 0 with 2;"),
-        ("", "--dispatch-dtype bf16", "dispatch_dtype = bf16, process 0 with full;"),
-        ("", "--data other", "data = other, process 0 with text;"),
+        ("", "--train.lr 0.5", "training.lr = 0.003, in process 1 it is 0.5;"),
+        ("", "--expert-parallel 2", "expert_parallel = None, in process 1 it is 2;"),
+        ("--expert-parallel 2", "--expert-parallel 4", "expert_parallel = 2, in process 1 it is 4;"),
+        ("", "--dispatch-dtype bf16", "dispatch_dtype = full, in process 1 it is bf16;"),
+        ("", "--data other", "data = text, in process 1 it is other;"),
     ],
 )
 def test_processes_of_different_commands_do_not_start(tmp_path, monkeypatch, same, differing, message):
@@ -861,8 +861,8 @@ def test_processes_of_different_commands_do_not_start(tmp_path, monkeypatch, sam
     found = torchrun(differently, 4 if same else 2, tmp_path / "jobs", *arguments)
     for status, said in found:  # each tells its own terminal
         assert status == 1
-        assert f"process 1 was started with {message}" in said
-        assert "start all with the same" in said
+        assert f"process 0 was made with {message}" in said
+        assert "start all processes with the same settings" in said
         assert said.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
@@ -885,10 +885,10 @@ def test_the_setting_that_differs_is_named_with_both_values(tmp_path):
     cases = [[same] * 3, [same, same, deep], [same, missing, same], [same, same, more], [missing, same, same]]
     for found in run(compared_settings, 3, tmp_path, cases):
         assert found[0] is None
-        assert "process 2 was started with model.gate.score = softmax, process 0 with sigmoid;" in found[1]
-        assert "process 1 was started with data = None, process 0 with default;" in found[2]
-        assert "process 2 was started with dispatch_dtype = fp8, process 0 with None;" in found[3]
-        assert "process 1 was started with data = default, process 0 with None;" in found[4]
+        assert "process 0 was made with model.gate.score = sigmoid, in process 2 it is softmax;" in found[1]
+        assert "process 0 was made with data = default, in process 1 it is None;" in found[2]
+        assert "process 0 was made with dispatch_dtype = None, in process 2 it is fp8;" in found[3]
+        assert "process 0 was made with data = None, in process 1 it is default;" in found[4]
 
 
 def refused(corpus):
