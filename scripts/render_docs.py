@@ -40,8 +40,9 @@ READING = {
         "precision/recipe.py",
     ],
     "distillation": [
-        "distill/losses.py",
         "distill/config.py",
+        "distill/losses.py",
+        "distill/topk_loss.py",
         "distill/teachers.py",
         "distill/trainer.py",
     ],
@@ -100,7 +101,7 @@ def cost() -> str:
     from minimoe.cli.commands.cost import Cost
     from minimoe.cost.report import print_costs
 
-    return printed(print_costs, Cost(compare_with="llama-3.1-405b", keeping="deepseek-v3").figures())
+    return printed(print_costs, Cost(compare_with="llama-3.1-405b", keeping="deepseek-v3").estimates())
 
 
 def claims() -> str:
@@ -139,10 +140,10 @@ def recorded_experiment(file: str) -> str:
     return "\n\n".join(table.markdown() for table in EXPERIMENTS[data["experiment"]].tables(data["detail"]))
 
 
-def script(name: str) -> Any:
-    """A script of benchmarks/."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    return __import__(name)
+def distill_memory() -> str:
+    from minimoe.bench.distill_memory import memory_table
+
+    return memory_table(record("distill-memory")["found"]).markdown()
 
 
 def text(name: str) -> str:
@@ -211,7 +212,7 @@ RENDERERS: dict[str, Callable[[], str]] = {
     "help": commands_help,
     "rooms": room_map,
     "imports": import_matrix,
-    "distill-memory": lambda: script("distill_memory").markdown(record("distill-memory")["found"]),
+    "distill-memory": distill_memory,
     **{name: lambda name=name: comparison(name) for name in ("compare-quick", "compare-standard")},
     **{name: lambda name=name: distillation(name) for name in ("distill-quick", "distill-scarce")},
     **{

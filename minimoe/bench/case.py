@@ -1,7 +1,7 @@
-"""A comparison as data: what is compared with what, at which shape, and who builds it.
+"""[evidence] A benchmark case as data: the compared tasks, their shape, and the function that builds them.
 
-Dimensions of shapes: T tokens, D model width, H expert width, E experts, K experts a token; M, N, K of a
-product, K contracted; B batch, V vocabulary.
+Dimensions of shapes: T tokens, D model width, H expert width, E experts, K experts per token; M, N, K of a
+matmul (K contracted); B batch, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,52 +16,52 @@ Suite = Literal["moe", "fp8", "distill"]
 
 
 class WrongResult(ValueError):
-    """The compared do not compute the same; their times would say nothing."""
+    """The compared tasks do not compute the same, so their times are not comparable."""
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What one run of a task cannot do without."""
+class Work:
+    """FLOPs and bytes that one run of a task needs at least."""
 
     flops: float
     bytes: float
-    """read and written if everything is read and written once"""
+    """memory traffic if everything is read and written once"""
     dtype: str = "float32"
-    """that the arithmetic is done in: whose peak it is held to"""
+    """of the arithmetic, for the peak"""
 
     def seconds(self, peaks: Peaks) -> float:
-        """The roofline's."""
+        """The roofline's lower bound."""
         return peaks.seconds(self.flops, self.bytes, self.dtype)
 
-    def bound(self, peaks: Peaks) -> Literal["arithmetic", "bytes"]:
-        """Which of the two takes longer."""
-        return "arithmetic" if self.seconds(peaks) > self.bytes / peaks.bandwidth else "bytes"
+    def bound(self, peaks: Peaks) -> Literal["compute", "memory"]:
+        """Which of the two sets the lower bound."""
+        return "compute" if self.seconds(peaks) > self.bytes / peaks.bandwidth else "memory"
 
 
 @dataclass(frozen=True)
-class Built:
+class BuiltCase:
     """A case on a device, ready to run."""
 
     check: Callable[[], None]
-    """raises WrongResult or AssertionError where the compared do not compute the same"""
+    """raises WrongResult or AssertionError if the tasks do not compute the same"""
     tasks: Mapping[str, Task]
-    """by name; none where memory alone is compared"""
-    costs: Mapping[str, Cost]
+    """by name; empty if only memory is compared"""
+    work: Mapping[str, Work]
     memory: Callable[[], Mapping[str, int]] = dict
-    """bytes by task: kept for the backward pass, or held, as the group says"""
+    """bytes by task: kept for the backward pass, or held, depending on the group"""
 
 
 @dataclass(frozen=True)
 class Case:
-    """Tasks that do the same work in different ways. The first of ``baselines`` is *the* baseline; others
-    are what the candidates are compared with, too."""
+    """Tasks that do the same work in different ways. The first of ``baselines`` is *the* baseline; candidates
+    are compared with the others, too."""
 
     suite: Suite
     group: str
     tasks: tuple[str, ...]
     baselines: tuple[str, ...]
     shape: Mapping[str, int]
-    build: Callable[["Case", torch.device], Built]
+    build: Callable[["Case", torch.device], BuiltCase]
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
@@ -74,6 +74,6 @@ class Case:
 
     @property
     def key(self) -> str:
-        """What tells it from the others, for people and for records."""
+        """A unique name, for people and for records."""
         shape = " ".join(f"{letter}={size}" for letter, size in self.shape.items())
         return f"{self.suite} · {self.group} · {shape} · {self.dtype}"

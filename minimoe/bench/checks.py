@@ -1,4 +1,4 @@
-"""Whether two ways compute the same: values, and every gradient."""
+"""[evidence] Checks that two implementations compute the same: values, and every gradient."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,44 +7,41 @@ from torch import Tensor
 
 from minimoe.bench.case import WrongResult
 
-# Sums in another order show near 1e-5 where a gradient is what is left of larger ones (the gate's); a wrong
-# term shows at 1e-2.
+# Another order of summation gives errors near 1e-5 in gradients that are small differences of large terms
+# (the gate's); a wrong term gives 1e-2.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
 
-ROWS = 8  # tokens that are held to the oracle, which is slow
+CHECKED_TOKENS = 8  # the reference is slow
 
-Layer = Callable[[Tensor, Tensor], Tensor]
-
-"""x_TD and which of the tokens (indices) -> their y."""
+Layer = Callable[[Tensor, Tensor], Tensor]  # x_TD and indices of some tokens -> y of these tokens
 
 
 def require_close(what: str, actual: Tensor, expected: Tensor, tolerance: float) -> None:
-    """Raise WrongResult where ‖actual - expected‖ exceeds ``tolerance`` times ‖expected‖, or is NaN."""
+    """Raise WrongResult if ‖actual - expected‖ exceeds ``tolerance`` times ‖expected‖, or is NaN."""
     expected = expected.detach().double()
     error = (actual.detach().double() - expected).norm().item()
     size = expected.norm().item()
     if not error <= tolerance * size:
         raise WrongResult(
-            f"{what} is off by {error:.3g} of {size:.3g}, more than {tolerance:g} of it; nothing was timed"
+            f"{what}: error {error:.3g} exceeds {tolerance:g} of the norm {size:.3g}; nothing was timed"
         )
 
 
 def require_same_layer(
-    what: str, fast: Layer, oracle: Layer, x_TD: Tensor, inputs: Sequence[Tensor], dtype: str
+    what: str, fast: Layer, reference: Layer, x_TD: Tensor, inputs: Sequence[Tensor], dtype: str
 ) -> None:
-    """``fast`` on all tokens against ``oracle`` on a few of them.
+    """Compare ``fast`` on all tokens with ``reference`` on a few of them.
 
-    Only those few are in the loss, so that the gradients of x and of all ``inputs`` must be the oracle's,
-    and yet the very path that will be timed has run.
+    Only these few enter the loss, so the gradients of x and of all ``inputs`` must be the reference's,
+    although the very path that will be timed has run on all tokens.
     """
-    few_n = torch.randperm(len(x_TD), device=x_TD.device)[:ROWS].sort().values
+    few_n = torch.randperm(len(x_TD), device=x_TD.device)[:CHECKED_TOKENS].sort().values
     x_TD = x_TD.detach().requires_grad_()
     upstream_nD = torch.randn_like(x_TD[few_n])
-    found = []
-    for layer in (fast, oracle):
+    results = []
+    for layer in (fast, reference):
         y_nD = layer(x_TD, few_n)
-        gradients = torch.autograd.grad(y_nD, [x_TD, *inputs], upstream_nD)
-        found.append([y_nD, *gradients])
-    names = ["y", "the gradient of x", *(f"the gradient of input {i}" for i in range(len(inputs)))]
-    for name, ours, theirs in zip(names, *found, strict=True):
-        require_close(f"{what}: {name}", ours, theirs, TOLERANCE[dtype])
+        results.append([y_nD, *torch.autograd.grad(y_nD, [x_TD, *inputs], upstream_nD)])
+    names = ["y", "gradient of x", *(f"gradient of input {i}" for i in range(len(inputs)))]
+    for name, actual, expected in zip(names, *results, strict=True):
+        require_close(f"{what}, {name}", actual, expected, TOLERANCE[dtype])

@@ -1,74 +1,72 @@
-"""Where the mixture's layer overtakes dense: the rows that differ in T alone, and a sentence about them."""
+"""[evidence] Crossover: from how many tokens on the MoE layer is faster than a dense one, as a sentence."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
-from minimoe.bench.layers import BOTH, DENSE_ACTIVE, DENSE_TOTAL, FORWARD, MIXTURE
+from minimoe.bench.layers import DENSE_ACTIVE, DENSE_TOTAL, FORWARD, FORWARD_BACKWARD, MOE
 
 Record = dict[str, Any]
 
-PANELS = tuple((way, rival) for way in (FORWARD, BOTH) for rival in (DENSE_ACTIVE, DENSE_TOTAL))
+COMPARISONS = tuple((d, b) for d in (FORWARD, FORWARD_BACKWARD) for b in (DENSE_ACTIVE, DENSE_TOTAL))
 
 
-def outcome(ratio: Record) -> str:
-    """Of a ratio with its interval: faster, slower, or even where 1 lies within."""
+def verdict(ratio: Record) -> Literal["faster", "slower", "even"]:
+    """Of a ratio of times with its confidence interval; even if the interval contains 1."""
     if ratio["high"] < 1:
         return "faster"
     return "slower" if ratio["low"] > 1 else "even"
 
 
-def layer_rows(records: Iterable[Record], way: str) -> list[Record]:
-    """The mixture's rows of the layer in one direction, in float32 or else the first dtype there is."""
-    found = [r for r in records if r["task"] == MIXTURE and r["group"] == f"layer, {way}"]
-    dtypes = {record["dtype"] for record in found}
+def moe_layers(records: Iterable[Record], direction: str) -> list[Record]:
+    """The MoE layer's records in one direction, in float32 or else the first dtype in the alphabet."""
+    rows = [r for r in records if r["task"] == MOE and r["group"] == f"layer, {direction}"]
+    dtypes = {row["dtype"] for row in rows}
     chosen = "float32" if "float32" in dtypes else min(dtypes, default="")
-    return [record for record in found if record["dtype"] == chosen]
+    return [row for row in rows if row["dtype"] == chosen]
 
 
-def crossings(records: Iterable[Record], way: str) -> dict[int, list[Record]]:
-    """Rows that differ in T alone, by E: those of the commonest K, D and H, each E with two T at least."""
-    rows = layer_rows(records, way)
-    if not rows:
-        return {}
+def token_sweeps(records: Iterable[Record], direction: str) -> dict[int, list[Record]]:
+    """By E, the records of at least two T that differ in T alone, at the most frequent K, D and H."""
+    rows = moe_layers(records, direction)
     sizes = [tuple(row["shape"][letter] for letter in "KDH") for row in rows]
-    usual = max(sizes, key=sizes.count)
+    usual = max(sizes, key=sizes.count, default=())
     by_experts: dict[int, list[Record]] = {}
     for row, size in zip(rows, sizes, strict=True):
         if size == usual:
             by_experts.setdefault(row["shape"]["E"], []).append(row)
     return {
-        experts: sorted(found, key=lambda row: row["shape"]["T"])
-        for experts, found in sorted(by_experts.items())
-        if len(found) > 1
+        experts: sorted(sweep, key=lambda row: row["shape"]["T"])
+        for experts, sweep in sorted(by_experts.items())
+        if len(sweep) > 1
     }
 
 
-def crossovers(records: Sequence[Record], way: str, rival: str) -> str | None:
-    """Where the mixture's layer beats dense: a sentence, or None where that was not measured."""
-    found = crossings(records, way)
-    if not found:
+def describe_crossovers(records: Sequence[Record], direction: str, baseline: str) -> str | None:
+    """A sentence on where the MoE layer is faster than ``baseline``; None if no sweep was measured."""
+    sweeps = token_sweeps(records, direction)
+    if not sweeps:
         return None
-    clauses = [f"with E = {experts} {crossover(rows, rival)}" for experts, rows in found.items()]
-    tokens = [row["shape"]["T"] for rows in found.values() for row in rows]
-    return f"Against {rival}, {way}, T from {min(tokens)} to {max(tokens)}: {'; '.join(clauses)}."
+    clauses = [f"with E = {experts} {describe_crossover(rows, baseline)}" for experts, rows in sweeps.items()]
+    tokens = [row["shape"]["T"] for rows in sweeps.values() for row in rows]
+    return f"Against {baseline}, {direction}, T from {min(tokens)} to {max(tokens)}: {'; '.join(clauses)}."
 
 
-def crossover(rows: Sequence[Record], rival: str) -> str:
-    """Of rows in the order of T: where the mixture is faster than ``rival``, as far as it was measured."""
-    found = [(row["shape"]["T"], row["against"][rival]) for row in rows]
-    outcomes = [outcome(ratio) for _, ratio in found]
-    won = [place for place, said in enumerate(outcomes) if said == "faster"]
-    if len(won) == len(found):
+def describe_crossover(rows: Sequence[Record], baseline: str) -> str:
+    """Where one sweep's MoE layer is faster than ``baseline``; rows are ordered by T."""
+    points = [(row["shape"]["T"], row["against"][baseline]) for row in rows]
+    won = [i for i, (_, ratio) in enumerate(points) if verdict(ratio) == "faster"]
+    if len(won) == len(points):
         return "always faster"
-    best_T, best = min(found, key=lambda pair: pair[1]["ratio"])
+    best_T, best = min(points, key=lambda point: point[1]["ratio"])
     if not won:
         return f"never faster (at best {best['ratio']:.2f}, at T = {best_T})"
-    if won == list(range(won[0], len(found))):
-        before_T, before = found[won[0] - 1]
-        T, ratio = found[won[0]]
+    first, last = won[0], won[-1]
+    if won == list(range(first, len(points))):
+        before_T, before = points[first - 1]
+        T, ratio = points[first]
         return f"faster from T = {T} on ({ratio['ratio']:.2f}; {before['ratio']:.2f} at T = {before_T})"
-    if won == list(range(won[-1] + 1)):
-        after_T, after = found[won[-1] + 1]
-        T, ratio = found[won[-1]]
+    if won == list(range(last + 1)):
+        after_T, after = points[last + 1]
+        T, ratio = points[last]
         return f"faster up to T = {T} ({ratio['ratio']:.2f}; {after['ratio']:.2f} at T = {after_T})"
-    return f"faster at T = {', '.join(str(found[place][0]) for place in won)} alone of {len(found)} tried"
+    return f"faster only at T = {', '.join(str(points[i][0]) for i in won)} of {len(points)} measured"

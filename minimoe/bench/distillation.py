@@ -1,4 +1,4 @@
-"""What distillation adds to a step, and its loss a chunk at a time.
+"""[evidence] Benchmarks of distillation: what a teacher adds to a training step, and the chunked loss.
 
 Dimensions: B batch, T tokens, V vocabulary, D width.
 """
@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimoe.bench.case import Built, Case, Cost
+from minimoe.bench.case import BuiltCase, Case, Work
 from minimoe.bench.checks import require_close
-from minimoe.bench.models import make_model, require_same_loss, step_cost, text, training_of
+from minimoe.bench.models import default_corpus, make_model, require_same_loss, step_work, training_config
 from minimoe.cost import flops_per_token, parameters
 from minimoe.data.corpus import Corpus
 from minimoe.distill.chunked_loss import chunked_kd_loss
@@ -24,38 +24,36 @@ from minimoe.models.config import ModelConfig
 from minimoe.tools.memory import bytes_kept_for_backward
 from minimoe.training.trainer import Trainer
 
+LABELS, TEACHER_LOGITS = "labels", "teacher logits"
 
-def lesson_step(
+
+def build_distill_step(
     case: Case, device: torch.device, *, student: ModelConfig, teacher: ModelConfig,
-    corpus: Callable[[], Corpus] = text,
-) -> Built:  # fmt: skip
-    """A student's step from its teacher's logits, which the teacher computes within it, and one alone."""
-    training, looks = training_of(case), LogitTeacher(make_model(teacher, device))
-    alone = DistillationTrainer(
-        make_model(student, device),
-        corpus(),
-        training,
-        DistillConfig(signal="labels"),
-        None,
-        None,
-        str(device),
-    )
-    taught = DistillationTrainer(
-        make_model(student, device), corpus(), training, DistillConfig(), looks, None, str(device)
-    )
-    trainers: dict[str, Trainer] = {"alone": alone, "on logits": taught}
+    corpus: Callable[[], Corpus] = default_corpus,
+) -> BuiltCase:  # fmt: skip
+    """A student's step on its teacher's logits, the teacher's forward pass included, and one on labels."""
 
-    def check() -> None:  # the same weights and text: the cross-entropy, which both report, is the same
-        require_same_loss(trainers, "alone", 1e-5)
+    def trainer(config: DistillConfig, teacher: LogitTeacher | None) -> DistillationTrainer:
+        model, training = make_model(student, device), training_config(case)
+        return DistillationTrainer(model, corpus(), training, config, teacher, None, str(device))
 
-    both = step_cost(student, case)
-    look = case.shape["T"] * flops_per_token(teacher, training=False)
-    costs = {"alone": both, "on logits": Cost(both.flops + look, both.bytes + 4 * parameters(teacher))}
-    return Built(check, {name: trainer.train_step for name, trainer in trainers.items()}, costs)
+    trainers: dict[str, Trainer] = {
+        LABELS: trainer(DistillConfig(signal="labels"), None),
+        TEACHER_LOGITS: trainer(DistillConfig(), LogitTeacher(make_model(teacher, device))),
+    }
+
+    def check() -> None:  # same weights and text: the cross-entropy that both report is the same
+        require_same_loss(trainers, LABELS, 1e-5)
+
+    step = step_work(student, case)
+    forward = case.shape["T"] * flops_per_token(teacher, training=False)
+    with_teacher = Work(step.flops + forward, step.bytes + 4 * parameters(teacher))
+    tasks = {name: trainer.train_step for name, trainer in trainers.items()}
+    return BuiltCase(check, tasks, {LABELS: step, TEACHER_LOGITS: with_teacher})
 
 
 class _Loss(nn.Module):
-    """A distillation loss of hidden states, with the two heads as its weights."""
+    """A distillation loss on hidden states, with the heads of student and teacher as its weights."""
 
     def __init__(self, head_VD: Tensor, teacher_VD: Tensor, chunked: bool) -> None:
         super().__init__()
@@ -66,33 +64,33 @@ class _Loss(nn.Module):
 
     def forward(self, hidden_TD: Tensor) -> Tensor:
         heads = self.head_VD, self.teacher_VD
-        if self.chunked:  # the teacher's states are the student's, so that one tensor is all that goes in
+        if self.chunked:  # the teacher's hidden states are the student's, so that there is a single input
             return chunked_kd_loss(hidden_TD, heads[0], hidden_TD.detach(), heads[1])
         return kd_loss(F.linear(hidden_TD, heads[0]), F.linear(hidden_TD.detach(), heads[1]))
 
 
-def chunks(case: Case, device: torch.device) -> Built:
-    """The loss and its gradients from all logits at once, and a chunk of tokens at a time; memory is what
-    is kept for the backward pass."""
+def build_chunked_loss(case: Case, device: torch.device) -> BuiltCase:
+    """The loss and its gradients from all logits at once, and chunk by chunk; memory is what is kept for the
+    backward pass."""
     T, V, D = (case.shape[letter] for letter in "TVD")
     head_VD, teacher_VD = torch.randn(2, V, D, device=device)
     hidden_TD = (torch.randn(T, D, device=device) * D**-0.5).requires_grad_()
-    ways = {"plain": _Loss(head_VD, teacher_VD, False), "chunked": _Loss(head_VD, teacher_VD, True)}
+    losses = {"plain": _Loss(head_VD, teacher_VD, False), "chunked": _Loss(head_VD, teacher_VD, True)}
 
-    def gradients(way: _Loss) -> list[Tensor]:
-        loss = way(hidden_TD)
-        return [loss, *torch.autograd.grad(loss, [hidden_TD, way.head_VD])]
+    def gradients(loss: _Loss) -> list[Tensor]:
+        value = loss(hidden_TD)
+        return [value, *torch.autograd.grad(value, [hidden_TD, loss.head_VD])]
 
     def check() -> None:
-        plain, chunked = (gradients(way) for way in ways.values())
-        for what, ours, theirs in zip(("loss", "gradient of x", "gradient of the head"), chunked, plain,
-                                      strict=True):  # fmt: skip
-            require_close(f"chunked: {what}", ours, theirs, 1e-4)
+        plain, chunked = (gradients(loss) for loss in losses.values())
+        names = ("loss", "gradient of x", "gradient of the head")
+        for name, actual, expected in zip(names, chunked, plain, strict=True):
+            require_close(f"chunked, {name}", actual, expected, 1e-4)
 
     def memory() -> dict[str, int]:
-        return {name: bytes_kept_for_backward(way, hidden_TD) for name, way in ways.items()}
+        return {name: bytes_kept_for_backward(loss, hidden_TD) for name, loss in losses.items()}
 
-    cost = Cost(8 * T * V * D, 4 * (6 * T * V + 3 * V * D))  # four products; logits of both there and back
-    return Built(
-        check, {n: partial(gradients, w) for n, w in ways.items()}, dict.fromkeys(ways, cost), memory
-    )
+    tasks = {name: partial(gradients, loss) for name, loss in losses.items()}
+    # Four matmuls; the logits of both, written and read.
+    work = Work(8 * T * V * D, 4 * (6 * T * V + 3 * V * D))
+    return BuiltCase(check, tasks, dict.fromkeys(losses, work), memory)

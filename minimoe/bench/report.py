@@ -1,4 +1,4 @@
-"""The table of ``minimoe bench``, from the same plain data that bench.json holds."""
+"""[evidence] The table of ``minimoe bench``, from the plain data of bench.json."""
 
 from itertools import groupby
 from typing import Any
@@ -8,43 +8,42 @@ from rich.padding import Padding
 
 from minimoe.reporting.tables import rich_table
 
-WIDE, NARROW = 96, ("least", "most", "peak")  # columns of a terminal; what a narrower one has no place for
+WIDE, NARROW = 96, ("min", "max", "peak")  # columns of a terminal; headings that a narrower one leaves out
 
 LEGEND = (
-    "~ so many rows' ratios are noisy by their own account: rounds disagree, or the two measurements, or the "
-    "machine was slower than usual",
-    "theory: the ratio predicted from operations, bytes and the measured peaks",
-    "peak: what the first reached of the rate that binds it, arithmetic's or memory's (from a cache more)",
-    "bytes: kept for the backward pass; in quantise, weights and reading those of the result or model",
+    "noisy: number of rows whose rounds or two measurements disagree, or during which the machine was slow",
+    "theory: ratio predicted from FLOPs, bytes and measured peaks",
+    "peak: share of the compute or memory peak that the candidate reaches (above 100% from a cache)",
+    "bytes: ratio of bytes kept for the backward pass (quantize: of the result; weights, forward pass: of "
+    "the model)",
 )
 
 
 def print_bench(data: dict[str, Any], console: Console) -> None:
-    """Ratios by suite and group, what they say, and what they were measured on."""
-    headings = ["", "rows", "noisy", "times", "least", "most", "theory", "peak", "bytes"]
+    """Print the ratios by suite and group, the sentences, and the machine."""
+    headings = ["", "rows", "noisy", "time", "min", "max", "theory", "peak", "bytes"]
     shown = [i for i, name in enumerate(headings) if console.width >= WIDE or name not in NARROW]
-    made = rich_table(
-        "Times as long as what it is compared with (geometric mean of the rows)",
-        [headings[i] for i in shown],
+    table = rich_table(
+        "Time relative to the baseline (geometric mean of the rows)", [headings[i] for i in shown]
     )
     by_group = groupby(data["summary"], key=lambda row: (row["suite"], row["group"], row["dtype"]))
     for (suite, group, dtype), rows in by_group:
-        made.add_row(f"{suite}: {group}" + ("" if dtype == "float32" else f", {dtype}"), style="bold")
+        table.add_row(f"{suite}: {group}" + ("" if dtype == "float32" else f", {dtype}"), style="bold")
         for row in rows:
             cells = _cells(row)
-            made.add_row(*(cells[i] for i in shown))
-    console.print(made)
+            table.add_row(*(cells[i] for i in shown))
+    console.print(table)
     for line in LEGEND:
         console.print(line, style="dim")
     console.print()
-    for suite, said in data["sentences"].items():
+    for suite, sentences in data["sentences"].items():
         console.print(f"[bold]{suite}[/bold]")
-        for sentence in said:
+        for sentence in sentences:
             console.print(Padding(sentence, (0, 0, 0, 2)), highlight=False)
     if data["training"] is not None:
         console.print("[bold]training by loss[/bold]")
         console.print(Padding(data["training"]["verdict"], (0, 0, 0, 2)), highlight=False)
-    console.print(f"\n{about(data)}", highlight=False)
+    console.print(f"\n{describe_run(data)}", highlight=False)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -64,7 +63,7 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}" if value < 100 else f"{value:.0f}"
 
 
-def about(data: dict[str, Any]) -> str:
+def describe_run(data: dict[str, Any]) -> str:
     """Peaks, machine, threads, versions."""
     machine, peaks = data["machine"], data["peaks"]
     rates = ", ".join(f"{rate / 1e9:.0f} GFLOP/s {dtype}" for dtype, rate in peaks["flops"].items())

@@ -1,10 +1,10 @@
-"""Going through the cases, twice, and going on where a killed run stopped.
+"""[evidence] Running all cases, twice, so that an interrupted run can be resumed.
 
-out/measured.jsonl    the machine's peaks, then a line a measurement, as they are made
+out/measured.jsonl    the machine's peaks, then a line per measurement, written as they are made
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,12 @@ import torch
 from rich.console import Console
 
 from minimoe.bench.case import Case
-from minimoe.bench.measure import Effort, Turn, case_records, time_case, usual
+from minimoe.bench.measure import Effort, Measurement, case_records, time_case, usual_reference
 from minimoe.reporting.progress import progress_bar
 from minimoe.tools import records
 from minimoe.tools.timing import Peaks, peaks
 
-TURNS = 2
+REPEATS = 2
 
 MEASURED = "measured.jsonl"
 
@@ -26,45 +26,44 @@ MEASURED = "measured.jsonl"
 def run_cases(
     cases: Sequence[Case], device: torch.device, effort: Effort, out: Path, console: Console
 ) -> tuple[Peaks, list[dict[str, Any]]]:
-    """Check and time every case, then time all of them once more; what ``out`` has already is not measured
-    again.
+    """Check and time every case, then time all of them again; measurements that ``out`` has are not repeated.
 
     Returns:
         The machine's peaks and the records of all cases.
 
     Raises:
-        ValueError: two cases bear the same key. Otherwise as ``time_case``, with the case named.
+        ValueError: two cases have the same key; otherwise as in ``time_case``, with the case named.
     """
     keys = [case.key for case in cases]
     if len(set(keys)) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"{twice!r} is there {keys.count(twice)} times; a case needs a shape of its own")
+        raise ValueError(f"{keys.count(twice)} cases have the key {twice!r}; give each its own shape")
     path = out / MEASURED
     lines = list(records.read(path))
-    known = next((Peaks(**line["peaks"]) for line in lines if line["kind"] == "peaks"), None)
-    if known is None:
+    machine_peaks = next((Peaks(**line["peaks"]) for line in lines if line["kind"] == "peaks"), None)
+    if machine_peaks is None:
         with console.status("measuring the machine's peaks"):
-            known = peaks(device)
-        records.append(path, {"kind": "peaks", "peaks": asdict(known)})
-    found = {(line["case"], line["turn"]): line for line in lines if line["kind"] == "case"}
-    with _shown(console, cases, len(found)) as step:
-        for turn in range(TURNS):
+            machine_peaks = peaks(device)
+        records.append(path, {"kind": "peaks", "peaks": asdict(machine_peaks)})
+    measured = {(line["case"], line["repeat"]): line for line in lines if line["kind"] == "case"}
+    with _progress(console, cases, len(measured)) as on_case:
+        for repeat in range(REPEATS):
             for case in cases:
-                if (case.key, turn) not in found:
-                    step(case, turn)
-                    found[case.key, turn] = _measured(case, turn, device, effort)
-                    records.append(path, found[case.key, turn])
-    normal = usual(found.values())
+                if (case.key, repeat) not in measured:
+                    on_case(case, repeat)
+                    measured[case.key, repeat] = _measure(case, repeat, device, effort)
+                    records.append(path, measured[case.key, repeat])
+    usual = usual_reference(measured.values())
     made = []
     for case in cases:
-        turns = [found[case.key, turn] for turn in range(TURNS)]
-        made += case_records(case, device, turns, known, normal)
-    return known, made
+        measurements = [measured[case.key, repeat] for repeat in range(REPEATS)]
+        made += case_records(case, device, measurements, machine_peaks, usual)
+    return machine_peaks, made
 
 
-def _measured(case: Case, turn: int, device: torch.device, effort: Effort) -> Turn:
+def _measure(case: Case, repeat: int, device: torch.device, effort: Effort) -> Measurement:
     try:
-        return {"kind": "case", "turn": turn} | time_case(case, device, effort, check=turn == 0)
+        return {"kind": "case", "repeat": repeat} | time_case(case, device, effort, check=repeat == 0)
     except (ValueError, AssertionError) as error:
         raise ValueError(f"{case.key}: {error}") from error
     finally:
@@ -73,24 +72,20 @@ def _measured(case: Case, turn: int, device: torch.device, effort: Effort) -> Tu
 
 
 @contextlib.contextmanager
-def _shown(console: Console, cases: Sequence[Case], done: int) -> Iterator[Any]:
-    """What is measured and the time left: a bar on a terminal, elsewhere a line a group."""
-    groups: list[tuple[str, str, int]] = []
-    progress = progress_bar(console, "cases", transient=True)
-    task = progress.add_task("", total=TURNS * len(cases), completed=done)
-    begun = done
+def _progress(console: Console, cases: Sequence[Case], done: int) -> Iterator[Callable[[Case, int], None]]:
+    """Show the current case and the time left: a bar on a terminal, elsewhere a line per group."""
+    groups: set[tuple[str, str, int]] = set()
+    bar = progress_bar(console, "cases", transient=True)
+    task = bar.add_task("", total=REPEATS * len(cases), completed=done)
 
-    def step(case: Case, turn: int) -> None:
-        nonlocal begun
+    def on_case(case: Case, repeat: int) -> None:
+        nonlocal done
         if console.is_terminal:
-            progress.update(task, completed=begun, description=case.key)
-        elif (group := (case.suite, case.group, turn)) not in groups:
-            groups.append(group)
-            console.print(f"{begun} of {TURNS * len(cases)} · {case.suite} · {case.group}", highlight=False)
-        begun += 1
+            bar.update(task, completed=done, description=case.key)
+        elif (group := (case.suite, case.group, repeat)) not in groups:
+            groups.add(group)
+            console.print(f"{done} of {REPEATS * len(cases)} · {case.suite} · {case.group}", highlight=False)
+        done += 1
 
-    if not console.is_terminal:
-        yield step
-        return
-    with progress:
-        yield step
+    with bar if console.is_terminal else contextlib.nullcontext():
+        yield on_case

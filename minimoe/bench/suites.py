@@ -1,6 +1,6 @@
-"""Which comparisons are made: sweeps around one size, small for ``--quick``.
+"""[evidence] The benchmark suites: sweeps around the user's size, smaller ones for ``--quick``.
 
-Dimensions: T tokens, D model width, H expert width, E experts, K experts a token; M, N, K of a product.
+Dimensions: T tokens, D model width, H expert width, E experts, K experts per token; M, N, K of a matmul.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,23 +9,21 @@ from functools import partial
 
 import torch
 
-from minimoe.bench import distillation as lessons
-from minimoe.bench import layers, models
-from minimoe.bench import low_precision as bits
-from minimoe.bench.case import Built, Case, Suite
-from minimoe.bench.layers import BOTH, FORWARD, LAYERS, MIXTURE
-from minimoe.bench.low_precision import CODES, HALF
-from minimoe.bench.low_precision import FULL as FLOAT32
-from minimoe.experiments.distillation.experiment import SETUPS
+from minimoe.bench import distillation, layers, low_precision, models
+from minimoe.bench.case import BuiltCase, Case, Suite
+from minimoe.bench.distillation import LABELS, TEACHER_LOGITS
+from minimoe.bench.layers import FORWARD, FORWARD_BACKWARD, LAYERS, MOE
+from minimoe.bench.low_precision import CODES, FLOAT32, HALF
+from minimoe.experiments.distillation.setup import SETUPS
 from minimoe.experiments.presets import PRESETS
 from minimoe.models.config import ModelConfig
 
-Build = Callable[[Case, torch.device], Built]
+Build = Callable[[Case, torch.device], BuiltCase]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The size of interest, and how far the sweeps go from it. Raises ValueError for what cannot be."""
+    """The size of interest, and the sweeps around it. Raises ValueError for invalid sizes."""
 
     dim: int = 512
     expert_dim: int = 128
@@ -33,18 +31,18 @@ class Plan:
     top_k: int = 4
     tokens: int = 256
     matmul: int = 2048
-    """M, N and K of a product, and the sides of what is quantised"""
+    """M, N and K of a matmul, and the sides of a quantized matrix"""
     token_sweep: tuple[int, ...] = (1, 4, 16, 64, 256, 1024, 4096)
     expert_sweep: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
     crossover_experts: tuple[int, ...] = (8, 32, 128)
-    """E for which all of ``token_sweep`` is measured"""
+    """E at which all of ``token_sweep`` is measured"""
     top_k_sweep: tuple[int, ...] = (1, 2, 4, 8, 16)
     dim_sweep: tuple[int, ...] = (128, 256, 512, 1024)
-    """the expert's width goes with it"""
+    """the expert width is scaled in proportion"""
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
-    """of the layer at the size itself, over all tokens"""
+    """of the layer at the size of interest, over ``token_sweep``"""
     batch: int = 16
-    """sequences of a training step"""
+    """sequences per training step"""
     vocabulary: int = 32768
     """of the chunked loss"""
 
@@ -57,7 +55,7 @@ class Plan:
 
     @property
     def shape(self) -> dict[str, int]:
-        """The size of interest of a layer."""
+        """The layer's size of interest."""
         return {"T": self.tokens, "E": self.n_experts, "K": self.top_k, "D": self.dim, "H": self.expert_dim}
 
 
@@ -71,112 +69,107 @@ QUICK = Plan(
 
 
 def moe(plan: Plan) -> Iterator[Case]:
-    """Layers by tokens, experts, top-k and width; dispatchers; a training step; writing."""
-    for way in (FORWARD, BOTH):
+    """The layer by tokens, experts, top-k and width; dispatchers; a training step; generation."""
+    for direction in (FORWARD, FORWARD_BACKWARD):
         for shape in shapes(plan):
-            yield Case("moe", f"layer, {way}", LAYERS, LAYERS[:2], shape, layers.layer)
+            yield Case("moe", f"layer, {direction}", LAYERS, LAYERS[:2], shape, layers.build_layers)
     for dtype in plan.dtypes[1:]:
         for tokens in plan.token_sweep:
             shape = plan.shape | {"T": tokens}
-            for way in (FORWARD, BOTH):
-                yield Case("moe", f"layer, {way}", LAYERS, LAYERS[:2], shape, layers.layer, dtype)
-    for way in (FORWARD, BOTH):
+            for direction in (FORWARD, FORWARD_BACKWARD):
+                group = f"layer, {direction}"
+                yield Case("moe", group, LAYERS, LAYERS[:2], shape, layers.build_layers, dtype)
+    for direction in (FORWARD, FORWARD_BACKWARD):
         for tokens in plan.token_sweep:
-            ways = ("loop", "grouped", "capacity") + (("reference",) if tokens <= 16 else ())
+            tasks = ("loop", "grouped", "capacity") + (("reference",) if tokens <= 16 else ())
             shape = plan.shape | {"T": tokens}
-            yield Case("moe", f"dispatch, {way}", ways, ("loop",), shape, layers.dispatchers)
-    compared = PRESETS["quick"].models()
-    step = partial(models.train_step, configs=compared, apart=0.5)
-    yield _whole("moe", "training step", LAYERS, LAYERS[:2], compared[MIXTURE], plan.batch, step)
-    for texts in (1, 16):
-        write = partial(models.generation, configs=compared)
-        shape = {"B": texts, "T": texts * 24} | _sizes(compared[MIXTURE])
-        yield Case("moe", "writing", LAYERS, LAYERS[:2], shape, write)
+            yield Case("moe", f"dispatch, {direction}", tasks, ("loop",), shape, layers.build_dispatchers)
+    configs = PRESETS["quick"].models()
+    step = partial(models.build_train_step, configs=configs, max_loss_gap=0.5)
+    yield _training_case("moe", "training step", LAYERS, LAYERS[:2], configs[MOE], plan.batch, step)
+    generate = partial(models.build_generation, configs=configs)
+    for batch in (1, 16):
+        shape = {"B": batch, "T": batch * 24} | _model_shape(configs[MOE])
+        yield Case("moe", "generation", LAYERS, LAYERS[:2], shape, generate)
 
 
 def shapes(plan: Plan) -> list[dict[str, int]]:
-    """Around the size one letter at a time, and all tokens for several numbers of experts."""
-    found = [plan.shape | {"T": tokens} for tokens in plan.token_sweep]
-    found += [plan.shape | {"E": experts} for experts in plan.expert_sweep]
-    found += [plan.shape | {"K": top_k} for top_k in plan.top_k_sweep]
+    """One letter of the size at a time, and all of ``token_sweep`` for several E."""
+    swept = [plan.shape | {"T": tokens} for tokens in plan.token_sweep]
+    swept += [plan.shape | {"E": experts} for experts in plan.expert_sweep]
+    swept += [plan.shape | {"K": top_k} for top_k in plan.top_k_sweep]
     for dim in plan.dim_sweep:
         expert_dim = max(8, 8 * round(dim * plan.expert_dim / plan.dim / 8))
-        found.append(plan.shape | {"D": dim, "H": plan.expert_dim if dim == plan.dim else expert_dim})
-    found += [plan.shape | {"E": e, "T": t} for e in plan.crossover_experts for t in plan.token_sweep]
-    possible = [plan.shape, *(shape for shape in found if shape["K"] <= shape["E"])]
+        swept.append(plan.shape | {"D": dim, "H": plan.expert_dim if dim == plan.dim else expert_dim})
+    swept += [plan.shape | {"E": e, "T": t} for e in plan.crossover_experts for t in plan.token_sweep]
+    possible = [plan.shape, *(shape for shape in swept if shape["K"] <= shape["E"])]
     return [shape for i, shape in enumerate(possible) if shape not in possible[:i]]
 
 
 def fp8(plan: Plan) -> Iterator[Case]:
-    """Quantising, decoding, products, a layer, a training step, bytes of weights."""
+    """Quantize, decode, matmul, linear layer, a training step, bytes of weights."""
     side = plan.matmul
     square = {"M": side, "K": side}
-    blocks = ("copy", HALF, *bits.BLOCKS)
-    yield Case("fp8", "quantise", blocks, ("copy",), square, bits.quantising)
-    yield Case("fp8", "decode", ("cast", "decode"), ("cast",), square, bits.decoding)
+    blocks = ("copy", HALF, *low_precision.BLOCKS)
+    yield Case("fp8", "quantize", blocks, ("copy",), square, low_precision.build_quantize)
+    yield Case("fp8", "decode", ("cast", "decode"), ("cast",), square, low_precision.build_decode)
     for rows in dict.fromkeys((16, side // 4, side)):
         shape = {"M": rows, "N": side, "K": side}
-        yield Case("fp8", "matmul", (FLOAT32, HALF, *bits.RECIPES), (FLOAT32, HALF), shape, bits.product)
+        matmuls = (FLOAT32, HALF, *low_precision.RECIPES)
+        yield Case("fp8", "matmul", matmuls, matmuls[:2], shape, low_precision.build_matmul)
     low = ("deepseek-v3", "deepseek-v3-pow2")
     for tokens in (plan.tokens, 4 * plan.tokens):
         shape = {"T": tokens, "D": side // 2}
-        yield Case("fp8", f"linear, {BOTH}", (FLOAT32, *low), (FLOAT32,), shape, bits.linear)
+        group, linears = f"linear, {FORWARD_BACKWARD}", (FLOAT32, *low)
+        yield Case("fp8", group, linears, linears[:1], shape, low_precision.build_linear)
     dense = ModelConfig(dim=128, n_layers=3, n_heads=2, context=128, hidden_dim=384)
     configs = {FLOAT32: dense, **{recipe: replace(dense, precision=recipe) for recipe in low}}
-    step = partial(models.train_step, configs=configs, apart=0.05)
-    yield _whole("fp8", "training step", tuple(configs), (FLOAT32,), dense, plan.batch, step)
+    step = partial(models.build_train_step, configs=configs, max_loss_gap=0.05)
+    yield _training_case("fp8", "training step", tuple(configs), (FLOAT32,), dense, plan.batch, step)
     for config in PRESETS["standard"].models().values():
-        held = partial(bits.weights, config=config)
-        yield Case("fp8", "weights", (FLOAT32, HALF, CODES), (FLOAT32, HALF), _sizes(config), held)
+        build = partial(low_precision.build_weights, config=config)
+        yield Case("fp8", "weights", (FLOAT32, HALF, CODES), (FLOAT32, HALF), _model_shape(config), build)
 
 
 def distill(plan: Plan) -> Iterator[Case]:
-    """A student against its teacher, what the teacher's logits add to a step, and the loss in chunks."""
+    """A student against its teacher, what the teacher's logits add to a step, and the chunked loss."""
     setup = SETUPS["quick"]
-    both = {"teacher": setup.teacher, "student": setup.student}
-    names, sizes = tuple(both), _sizes(setup.student)
-    read, write = (partial(build, configs=both) for build in (models.reading, models.generation))
-    step = partial(models.train_step, configs=both, apart=0.5)
-    lesson = partial(lessons.lesson_step, student=setup.student, teacher=setup.teacher)
-    for batch in (1, plan.batch):
-        shape = {"B": batch, "T": batch * setup.student.context} | sizes
-        yield Case("distill", "reading", names, ("teacher",), shape, read)
-        yield Case("distill", "writing", names, ("teacher",), shape | {"T": batch * 24}, write)
-    yield _whole("distill", "training step", names, ("teacher",), setup.student, plan.batch, step)
-    yield _whole(
-        "distill",
-        "step with a teacher",
-        ("alone", "on logits"),
-        ("alone",),
-        setup.student,
-        plan.batch,
-        lesson,
+    student, configs = setup.student, {"teacher": setup.teacher, "student": setup.student}
+    names = tuple(configs)
+    forward, generate = (
+        partial(build, configs=configs) for build in (models.build_forward_pass, models.build_generation)
     )
-    shape = {"T": 2 * plan.tokens, "V": plan.vocabulary, "D": setup.student.dim}
-    for tokens in (shape["T"], 4 * shape["T"]):
-        ways = ("plain", "chunked")
-        yield Case("distill", "loss in chunks", ways, ("plain",), shape | {"T": tokens}, lessons.chunks)
+    step = partial(models.build_train_step, configs=configs, max_loss_gap=0.5)
+    distill_step = partial(distillation.build_distill_step, student=student, teacher=setup.teacher)
+    for batch in (1, plan.batch):
+        shape = {"B": batch, "T": batch * student.context} | _model_shape(student)
+        yield Case("distill", "forward pass", names, ("teacher",), shape, forward)
+        yield Case("distill", "generation", names, ("teacher",), shape | {"T": batch * 24}, generate)
+    yield _training_case("distill", "training step", names, ("teacher",), student, plan.batch, step)
+    tasks = (LABELS, TEACHER_LOGITS)
+    yield _training_case("distill", "distillation step", tasks, tasks[:1], student, plan.batch, distill_step)
+    for tokens in (2 * plan.tokens, 8 * plan.tokens):
+        shape = {"T": tokens, "V": plan.vocabulary, "D": student.dim}
+        tasks = ("plain", "chunked")
+        yield Case("distill", "chunked loss", tasks, tasks[:1], shape, distillation.build_chunked_loss)
 
 
 SUITES: dict[Suite, Callable[[Plan], Iterator[Case]]] = {"moe": moe, "fp8": fp8, "distill": distill}
 
 
 def cases(plan: Plan, suites: tuple[Suite, ...] = ("moe", "fp8", "distill")) -> list[Case]:
-    """All of some suites."""
+    """All cases of some suites."""
     return [case for suite in suites for case in SUITES[suite](plan)]
 
 
-def _sizes(config: ModelConfig) -> dict[str, int]:
-    """Of a model, for the record."""
-    found = {"D": config.dim, "layers": config.n_layers}
-    return found | (
-        {"E": config.n_experts, "K": config.top_k} if config.n_experts else {"H": config.hidden_dim}
-    )
+def _model_shape(config: ModelConfig) -> dict[str, int]:
+    width = {"E": config.n_experts, "K": config.top_k} if config.n_experts else {"H": config.hidden_dim}
+    return {"D": config.dim, "layers": config.n_layers} | width
 
 
-def _whole(
+def _training_case(
     suite: Suite, group: str, tasks: tuple[str, ...], baselines: tuple[str, ...], config: ModelConfig,
     batch: int, build: Build,
 ) -> Case:  # fmt: skip
-    shape = {"B": batch, "T": batch * config.context} | _sizes(config)
+    shape = {"B": batch, "T": batch * config.context} | _model_shape(config)
     return Case(suite, group, tasks, baselines, shape, build)

@@ -1,30 +1,30 @@
-"""What the records amount to: geometric means by group, and sentences in words that the figures choose."""
+"""[evidence] Summary of benchmark records: geometric means by group, and sentences that follow from them."""
 
 import math
 import statistics
 from collections.abc import Iterable, Sequence
 
-from minimoe.bench.crossover import PANELS, Record, crossovers
+from minimoe.bench.crossover import COMPARISONS, Record, describe_crossovers
 from minimoe.bench.layers import DENSE_ACTIVE, DENSE_TOTAL
 
 
 def geometric_mean(values: Sequence[float]) -> float:
-    """Of ratios: twice as long and half as long make 1. Raises ValueError without any, or for one <= 0."""
+    """Of ratios: that of 2 and 1/2 is 1. Raises ValueError if there are none, or one is not above 0."""
     if not values or min(values) <= 0:
-        raise ValueError(f"a geometric mean needs ratios above 0, and at least one; there are {list(values)}")
+        raise ValueError(f"a geometric mean needs at least one ratio, and all above 0, not {list(values)}")
     return math.exp(statistics.fmean(math.log(value) for value in values))
 
 
 def summarize(records: Iterable[Record]) -> list[Record]:
-    """A dictionary for each suite, group, dtype, candidate and baseline, in the order of the records: the
-    geometric mean of its rows' ratios, the least and the largest, how many say they are noisy, what the
-    roofline predicts, and the memory's ratio. Baselines are not compared with each other."""
+    """One dictionary per suite, group, dtype, candidate and baseline, in the order of the records: geometric
+    mean, least and largest of its rows' ratios, number of noisy rows, the roofline's prediction, and the
+    ratio of memory. Baselines are not compared with each other."""
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         if record["task"] in record["against"]:
             continue
-        for rival, ratio in record["against"].items():
-            key = (record["suite"], record["group"], record["dtype"], record["task"], rival)
+        for baseline, ratio in record["against"].items():
+            key = (record["suite"], record["group"], record["dtype"], record["task"], baseline)
             groups.setdefault(key, []).append(ratio | {"share": record["share_of_peak"]})
     return [
         dict(zip(("suite", "group", "dtype", "task", "against"), key, strict=True)) | _row(ratios)
@@ -52,88 +52,95 @@ def _mean_of(ratios: list[Record], key: str) -> float | None:
 
 
 def sentences(records: Sequence[Record]) -> dict[str, list[str]]:
-    """What each suite's figures say, for and against."""
+    """What each suite's figures show."""
     rows = summarize(records)
-    found = {
-        "moe": _moe(rows) + [said for pair in PANELS if (said := crossovers(records, *pair))],
+    crossovers = (describe_crossovers(records, *comparison) for comparison in COMPARISONS)
+    by_suite = {
+        "moe": _moe(rows) + [sentence for sentence in crossovers if sentence],
         "fp8": _fp8(rows),
         "distill": _distill(rows),
     }
-    return {suite: said for suite, said in found.items() if said}
+    return {suite: suite_sentences for suite, suite_sentences in by_suite.items() if suite_sentences}
 
 
-def _pick(rows: list[Record], suite: str, start: str, against: str | None = None) -> list[Record]:
+def _timed(rows: list[Record], suite: str, group: str, against: str | None = None) -> list[Record]:
+    """Timed rows of the groups whose names start with ``group``."""
     return [
         row
         for row in rows
-        if row["suite"] == suite and row["group"].startswith(start) and row["mean"] is not None
+        if row["suite"] == suite and row["group"].startswith(group) and row["mean"] is not None
         and against in (None, row["against"])
     ]  # fmt: skip
 
 
-def _over(rows: list[Record]) -> str:
-    """The geometric mean over all that the rows are means of."""
+def _overall(rows: list[Record]) -> str:
+    """The geometric mean over the rows behind all of these means; ~ if any is noisy."""
     count = sum(row["rows"] for row in rows)
     mean = math.exp(sum(row["rows"] * math.log(row["mean"]) for row in rows) / count)
-    noisy = "~" if any(row["noisy"] for row in rows) else ""
-    return f"{noisy}{mean:.2f}"
+    return f"{'~' if any(row['noisy'] for row in rows) else ''}{mean:.2f}"
 
 
-def _moe(rows: list[Record]) -> list[str]:
-    said = []
-    for start, work in (("layer", "As a layer"), ("training", "In a training step"), ("writing", "Writing")):
-        active, total = (_pick(rows, "moe", start, rival) for rival in (DENSE_ACTIVE, DENSE_TOTAL))
-        if active and total:
-            said.append(
-                f"{work} the mixture took {_over(active)} times as long as dense with its active parameters "
-                f"and {_over(total)} times as long as dense with its total parameters "
-                f"({_means(sum(row['rows'] for row in active))})."
-            )
-    return said
-
-
-def _means(count: int) -> str:
+def _basis(count: int) -> str:
     return "1 row" if count == 1 else f"geometric means of {count} rows"
 
 
-def _fp8(rows: list[Record]) -> list[str]:
-    said = []
-    for start, what in (
-        ("matmul", "Of the products"),
-        ("linear", "Of the layers"),
-        ("training", "Of the steps"),
+def _moe(rows: list[Record]) -> list[str]:
+    result = []
+    for group, work in (
+        ("layer", "As a layer"),
+        ("training", "In a training step"),
+        ("gen", "In generation"),
     ):
-        found = _pick(rows, "fp8", start, "float32")
-        if found:
-            best, worst = (pick(found, key=lambda row: row["mean"]) for pick in (min, max))
-            one = f"{best['task']} was the fastest, {_over([best])} times as long as float32"
-            if start == "matmul":
-                half = next(r for r in _pick(rows, "fp8", start, "bf16") if r["task"] == best["task"])
-                one += f" and {_over([half])} times as long as bf16"
-            said.append(f"{what} in 8 bits {one}; {worst['task']} the slowest, {_over([worst])} times "
-                        f"({_means(best['rows'])}).")  # fmt: skip
-    held = [r for r in rows if r["suite"] == "fp8" and r["group"] == "weights" and r["against"] == "float32"]
-    said += [
-        f"The models' weights as 8-bit codes took {row['memory']:.2f} of float32's bytes." for row in held
+        active, total = (_timed(rows, "moe", group, rival) for rival in (DENSE_ACTIVE, DENSE_TOTAL))
+        if active and total:
+            result.append(
+                f"{work}, the MoE took {_overall(active)} times as long as a dense network with its active "
+                f"parameters and {_overall(total)} times as long as one with its total parameters "
+                f"({_basis(sum(row['rows'] for row in active))})."
+            )
+    return result
+
+
+def _fp8(rows: list[Record]) -> list[str]:
+    result = []
+    for group, what in (("matmul", "matmul"), ("linear", "linear layer"), ("training", "training step")):
+        candidates = _timed(rows, "fp8", group, "float32")
+        if candidates:
+            best, worst = (pick(candidates, key=lambda row: row["mean"]) for pick in (min, max))
+            times = f"{_overall([best])} times as long as float32"
+            if group == "matmul":
+                half = next(r for r in _timed(rows, "fp8", group, "bf16") if r["task"] == best["task"])
+                times += f" and {_overall([half])} times as long as bf16"
+            result.append(
+                f"The fastest 8-bit {what} was {best['task']}, which took {times}; the slowest was "
+                f"{worst['task']}, {_overall([worst])} times as long as float32 ({_basis(best['rows'])})."
+            )
+    result += [
+        f"Model weights stored as 8-bit codes took {row['memory']:.2f} of the bytes of float32."
+        for row in rows
+        if row["suite"] == "fp8" and row["group"] == "weights" and row["against"] == "float32"
     ]
-    return said
+    return result
 
 
 def _distill(rows: list[Record]) -> list[str]:
-    clauses = []
-    for start, work in (
-        ("reading", "to read"),
-        ("writing", "to write"),
-        ("training step", "for a training step"),
-    ):
-        if found := _pick(rows, "distill", start):
-            clauses.append(f"{_over(found)} of its teacher's time {work}")
-    said = [f"The student took {', '.join(clauses)}."] if clauses else []
-    if found := _pick(rows, "distill", "step with"):
-        said.append(f"A step on the teacher's logits took {_over(found)} times as long as a step alone.")
-    if found := _pick(rows, "distill", "loss"):
-        said.append(
-            f"The loss in chunks took {_over(found)} times as long as from all logits at once and kept "
-            f"{found[0]['memory']:.3f} of the bytes for the backward pass."
+    clauses = [
+        f"{_overall(timed)} in {work}"
+        for group, work in (
+            ("forward", "a forward pass"),
+            ("gen", "generation"),
+            ("training", "a training step"),
         )
-    return said
+        if (timed := _timed(rows, "distill", group))
+    ]
+    result = [f"Of its teacher's time, the student took {', '.join(clauses)}."] if clauses else []
+    if timed := _timed(rows, "distill", "distillation step"):
+        result.append(
+            f"A training step on the teacher's logits took {_overall(timed)} times as long as one on labels."
+        )
+    if timed := _timed(rows, "distill", "chunked loss"):
+        result.append(
+            f"The chunked loss took {_overall(timed)} times as long as the loss on all logits at once and "
+            f"kept {timed[0]['memory']:.3f} of its bytes for the backward pass."
+        )
+    return result

@@ -29,9 +29,9 @@ def print_costs(estimates: list[Estimate], console: Console) -> None:
         ("", _sizes(estimates)),
         ("training", _training(estimates)),
         ("published run", _published_run(estimates)),
-        ("all-to-all on 64 GPUs in 8 nodes, per token per layer", _all_to_all(estimates)),
+        ("all-to-all per token per layer, 8 nodes", _all_to_all(estimates)),
         (
-            f"forward pass of one layer, lower bound in µs: {TOKENS[0]} · {TOKENS[1]:,} tokens",
+            f"forward µs per layer: {TOKENS[0]} · {TOKENS[1]:,} tokens",
             _roofline(estimates),
         ),
     ):
@@ -92,7 +92,7 @@ def _all_to_all(estimates: list[Estimate]) -> Rows:
         return []
     rows = {
         "other nodes, NVLink forwards": lambda c: f"{c['other_nodes']:.2f}, {c['nvlink_forwards']:.2f}",
-        "kB between nodes in training, bf16 / fp8": lambda c: " / ".join(
+        "kB in training, bf16 / fp8 dispatch": lambda c: " / ".join(
             f"{b / 1e3:.0f}" for b in c["bytes_per_token_and_layer"].values()
         ),
     }
@@ -130,8 +130,9 @@ def _print_assumptions(estimates: list[Estimate], console: Console) -> None:
         f"Assumptions: {estimates[0]['training']['tokens']:.3g} tokens in contexts of {contexts}; storage "
         f"precision {precisions}; {first['accelerator']} at {first['mfu']:.0%} of its {si(first['peak'])}"
         f"FLOP/s in bf16; ${first['price']:g} per GPU-hour; all choices of experts equally likely. "
-        "Activations are for one context; only the experts' activation function is recomputed. Lower bounds "
-        f"are for one layer on one device, from {_machine(estimates[0])}; * marks memory-bound parts. "
+        "Activations are for one context; only the experts' activation function is recomputed. All-to-all "
+        "is between 8 nodes of 8 GPUs. Times are the roofline's lower bounds for one device, from "
+        f"{_machine(estimates[0])}; * marks memory-bound parts. "
         "Research, failed runs and salaries are not included.",
         highlight=False,
     )

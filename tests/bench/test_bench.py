@@ -1,9 +1,11 @@
 """minimoe bench: the arithmetic of its summary, its records, and that nothing wrong is ever timed."""
 
 import dataclasses
+import gc
 import json
 import math
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +13,25 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from minimoe.bench import Built, Case, Cost, Effort, Plan, cases, layers, measure_case, models
-from minimoe.bench import distillation as lessons
+from minimoe.bench import (
+    BuiltCase,
+    Case,
+    Effort,
+    Plan,
+    Work,
+    cases,
+    distillation,
+    layers,
+    low_precision,
+    measure_case,
+    models,
+)
 from minimoe.bench.case import WrongResult
 from minimoe.bench.checks import require_close
-from minimoe.bench.crossover import crossover, crossovers
+from minimoe.bench.crossover import describe_crossover, describe_crossovers
+from minimoe.bench.distill_memory import memory_table
 from minimoe.bench.layers import DENSE_ACTIVE, DENSE_TOTAL, LAYERS
-from minimoe.bench.measure import case_records, time_case, usual
+from minimoe.bench.measure import case_records, time_case, usual_reference
 from minimoe.bench.report import print_bench
 from minimoe.bench.runner import MEASURED, run_cases
 from minimoe.bench.suites import FULL, QUICK, shapes
@@ -31,6 +45,7 @@ from minimoe.tools.memory import bytes_kept_for_backward
 from minimoe.tools.timing import Peaks
 from minimoe.training.loop import Interrupted
 
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
 CPU = torch.device("cpu")
 PEAKS = Peaks({"float32": 1e10, "bfloat16": 2e10}, 1e9, 1)
 SHORT = Effort(rounds=2, budget=0.0, shortest=0.0, warmup=0)
@@ -42,8 +57,16 @@ TINY = Plan(
 )  # fmt: skip
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _cheap_collections():
+    """Garbage is collected before every case; nothing from before these tests needs to be looked at."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def layer_case(group="layer, forward", **shape) -> Case:
-    return Case("moe", group, LAYERS, LAYERS[:2], SHAPE | shape, layers.layer)
+    return Case("moe", group, LAYERS, LAYERS[:2], SHAPE | shape, layers.build_layers)
 
 
 def ratio(value, low=None, high=None, noisy=False, **more):
@@ -68,7 +91,7 @@ def test_the_mean_of_ratios_is_geometric():
     values = [0.3, 1.7, 2.9]
     assert geometric_mean(values) == pytest.approx(float(np.prod(values)) ** (1 / 3))
     for wrong in ([], [1.0, 0.0]):
-        with pytest.raises(ValueError, match="ratios above 0"):
+        with pytest.raises(ValueError, match="at least one ratio, and all above 0"):
             geometric_mean(wrong)
 
 
@@ -104,8 +127,8 @@ def test_the_sentence_takes_its_numbers_from_all_rows_of_both_directions():
     said = sentences(rows)["moe"][0]
     expected = math.exp(np.log([0.5, 0.25, 4.0]).mean())
     assert said == (
-        "As a layer the mixture took ~2.00 times as long as dense with its active parameters and "
-        f"{expected:.2f} times as long as dense with its total parameters (geometric means of 3 rows)."
+        "As a layer, the MoE took ~2.00 times as long as a dense network with its active parameters and "
+        f"{expected:.2f} times as long as one with its total parameters (geometric means of 3 rows)."
     )
 
 
@@ -116,17 +139,17 @@ def test_the_sentence_takes_its_numbers_from_all_rows_of_both_directions():
         ((1.6, 1.2, 1.4), "never faster (at best 1.20, at T = 16)"),
         ((1.6, 1.2, 0.8), "faster from T = 64 on (0.80; 1.20 at T = 16)"),
         ((0.6, 0.9, 1.3), "faster up to T = 16 (0.90; 1.30 at T = 64)"),
-        ((1.6, 0.7, 1.3), "faster at T = 16 alone of 3 tried"),
+        ((1.6, 0.7, 1.3), "faster only at T = 16 of 3 measured"),
         ((ratio(0.97, 0.9, 1.1), 0.5, 0.4), "faster from T = 16 on (0.50; 0.97 at T = 1)"),  # 1 within: even
         ((ratio(0.97, 0.9, 1.1),) * 3, "never faster (at best 0.97, at T = 1)"),
     ],
 )
 def test_where_the_mixture_overtakes(ratios, said):
     rows = [row(T, value, 1.0) for T, value in zip((1, 16, 64), ratios, strict=True)]
-    assert crossover(rows, DENSE_ACTIVE) == said
-    whole = crossovers([*rows[::-1], row(1, 9.0, 9.0, E=4, D=32)], "forward", DENSE_ACTIVE)
-    assert whole == f"Against dense-active, forward, T from 1 to 64: with E = 8 {said}."
-    assert crossovers(rows, "forward+backward", DENSE_ACTIVE) is None
+    assert describe_crossover(rows, DENSE_ACTIVE) == said
+    sentence = describe_crossovers([*rows[::-1], row(1, 9.0, 9.0, E=4, D=32)], "forward", DENSE_ACTIVE)
+    assert sentence == f"Against dense-active, forward, T from 1 to 64: with E = 8 {said}."
+    assert describe_crossovers(rows, "forward+backward", DENSE_ACTIVE) is None
 
 
 def test_records_are_complete_and_say_what_was_measured(monkeypatch):
@@ -142,10 +165,10 @@ def test_records_are_complete_and_say_what_was_measured(monkeypatch):
         return run
 
     def build(case, device):
-        costs = {"slow": Cost(4e9, 1e9), "quick": Cost(1e9, 2e9), "half": Cost(2e10, 1.0, "bfloat16")}
+        work = {"slow": Work(4e9, 1e9), "quick": Work(1e9, 2e9), "half": Work(2e10, 1.0, "bfloat16")}
         tasks = {"slow": task("slow", 4.0), "quick": task("quick", 3.0), "half": task("half", 2.0)}
         memory = {"slow": 100, "quick": 50, "half": 10}
-        return Built(lambda: order.append("checked"), tasks, costs, lambda: memory)
+        return BuiltCase(lambda: order.append("checked"), tasks, work, lambda: memory)
 
     case = Case("fp8", "made up", ("slow", "quick", "half"), ("slow", "half"), {"T": 6}, build)
     slow, quick, half = measure_case(case, CPU, SHORT, PEAKS)
@@ -155,9 +178,9 @@ def test_records_are_complete_and_say_what_was_measured(monkeypatch):
     assert (quick["ratio"], quick["low"], quick["high"], quick["noisy"]) == (0.75, 0.75, 0.75, False)
     assert quick["against"]["half"]["ratio"] == 1.5
     assert (quick["gflops_per_second"], quick["gb_per_second"]) == pytest.approx((1 / 3, 2 / 3))
-    assert (quick["bound"], quick["share_of_peak"]) == ("bytes", pytest.approx(2 / 3))
-    assert (slow["bound"], slow["share_of_peak"]) == ("bytes", 0.25)
-    assert (half["bound"], half["share_of_peak"]) == ("arithmetic", 0.5)  # of bf16's rate
+    assert (quick["bound"], quick["share_of_peak"]) == ("memory", pytest.approx(2 / 3))
+    assert (slow["bound"], slow["share_of_peak"]) == ("memory", 0.25)
+    assert (half["bound"], half["share_of_peak"]) == ("compute", 0.5)  # of bf16's rate
     assert quick["predicted_ratio"] == 2.0
     assert (quick["memory"], quick["memory_ratio"], quick["tokens_per_second"]) == (50, 0.5, 2.0)
     assert (quick["shape"], quick["threads"], quick["device"], quick["dtype"]) == (
@@ -178,7 +201,7 @@ def test_every_group_of_the_suites_gives_complete_records(suite, corpus):
     for case in chosen.values():
         if "step" in case.group:
             case = dataclasses.replace(case, build=partial(case.build, corpus=lambda: corpus))
-        found = measure_case(case, CPU, SHORT, PEAKS, turns=1)
+        found = measure_case(case, CPU, SHORT, PEAKS, repeats=1)
         assert [record["task"] for record in found] == list(case.tasks)
         keys |= {tuple(record) for record in found}
         for record in found:
@@ -206,25 +229,25 @@ def test_parameters_and_arithmetic_are_those_that_torch_counts():
 
     for group, times in (("layer, forward", 1), ("layer, forward+backward", 3)):
         case = layer_case(group)
-        built = layers.layer(case, CPU)
+        built = layers.build_layers(case, CPU)
         for name in LAYERS[:2]:
             with FlopCounterMode(display=False) as counter:
                 built.tasks[name]()
-            assert counter.get_total_flops() == built.costs[name].flops
+            assert counter.get_total_flops() == built.work[name].flops
         T, E, K, D, H = SHAPE.values()
         active = 3 * D * H * (K + 1) + D * E
-        assert built.costs["moe"].flops == 2 * T * active * times
-        width = layers.matching_width(D, H, E, K + 1)
-        assert 3 * D * width == built.costs[DENSE_ACTIVE].flops / (2 * T * times)
+        assert built.work["moe"].flops == 2 * T * active * times
+        width = layers.dense_width(H, E, K + 1)
+        assert 3 * D * width == built.work[DENSE_ACTIVE].flops / (2 * T * times)
         assert 0 <= 3 * D * width - active < 3 * D * 16
 
 
 def test_experts_that_get_a_token():
     """Counted over draws of a fair router."""
-    assert layers.touched(8, 2, 1) == pytest.approx(2)
+    assert layers.expected_active_experts(8, 2, 1) == pytest.approx(2)
     draws = torch.rand(4000, 3, 8).topk(2).indices.flatten(1)
     counted = np.mean([len(set(row)) for row in draws.tolist()])
-    assert layers.touched(8, 2, 3) == pytest.approx(counted, rel=0.01)
+    assert layers.expected_active_experts(8, 2, 3) == pytest.approx(counted, rel=0.01)
 
 
 @pytest.mark.parametrize("wrong", ["values", "gradient of the gate", "NaN"])
@@ -243,24 +266,26 @@ def test_a_wrong_dispatcher_is_caught_before_anything_is_timed(monkeypatch, wron
 
     monkeypatch.setattr(experts, "loop_experts", broken)
     monkeypatch.setattr("minimoe.bench.measure.measure", never)
-    dispatch = Case("moe", "dispatch, forward", ("loop", "grouped"), ("loop",), SHAPE, layers.dispatchers)
+    dispatch = Case(
+        "moe", "dispatch, forward", ("loop", "grouped"), ("loop",), SHAPE, layers.build_dispatchers
+    )
     for case in (layer_case(), dispatch):
-        with pytest.raises(WrongResult, match=r"more than 0\.0001 of it; nothing was timed"):
+        with pytest.raises(WrongResult, match=r"exceeds 0\.0001 of the norm .*; nothing was timed"):
             time_case(case, CPU, SHORT)
 
 
 def test_a_dense_layer_of_another_size_is_caught(monkeypatch):
-    right = layers.matching_width
-    monkeypatch.setattr(layers, "matching_width", lambda *sizes: right(*sizes) + 16)
-    with pytest.raises(WrongResult, match=r"dense-active has 2,304 parameters, the mixture 1,216"):
+    right = layers.dense_width
+    monkeypatch.setattr(layers, "dense_width", lambda *sizes: right(*sizes) + 16)
+    with pytest.raises(WrongResult, match=r"dense-active has 2,304 parameters, the MoE 1,216"):
         time_case(layer_case(), CPU, SHORT)
 
 
 def test_a_wrong_product_under_a_recipe_is_caught(monkeypatch):
-    from minimoe.bench import low_precision as bits
-
-    right = bits.matmul
-    monkeypatch.setattr(bits, "matmul", lambda a, b, recipe: right(a, b, recipe) * (1 + (recipe == "mxfp8")))
+    right = low_precision.matmul
+    monkeypatch.setattr(
+        low_precision, "matmul", lambda a, b, recipe: right(a, b, recipe) * (1 + (recipe == "mxfp8"))
+    )
     case = next(case for case in cases(TINY, ("fp8",)) if case.group == "matmul")
     with pytest.raises(AssertionError, match=r"mxfp8: .* exceed the probabilistic bound"):
         time_case(case, CPU, SHORT)
@@ -269,16 +294,16 @@ def test_a_wrong_product_under_a_recipe_is_caught(monkeypatch):
 def test_close_is_relative_to_the_size():
     big = torch.full((4,), 1e6)
     require_close("x", big + 1, big, 1e-5)
-    with pytest.raises(WrongResult, match="x is off by 200 of 2e\\+06, more than 1e-05"):
+    with pytest.raises(WrongResult, match="x: error 200 exceeds 1e-05 of the norm 2e\\+06"):
         require_close("x", big + 100, big, 1e-5)
 
 
 def test_what_a_loss_in_chunks_keeps():
     """The gradients of hidden states and head; from all logits at once, more than the student's softmax."""
     T, V, D = 64, 512, 8
-    case = Case("distill", "loss in chunks", ("plain", "chunked"), ("plain",), {"T": T, "V": V, "D": D},
-                lessons.chunks)  # fmt: skip
-    kept = lessons.chunks(case, CPU).memory()
+    case = Case("distill", "chunked loss", ("plain", "chunked"), ("plain",), {"T": T, "V": V, "D": D},
+                distillation.build_chunked_loss)  # fmt: skip
+    kept = distillation.build_chunked_loss(case, CPU).memory()
     assert kept["chunked"] == 4 * (T * D + V * D)
     assert kept["plain"] >= 4 * T * V
 
@@ -287,7 +312,7 @@ def test_a_step_has_the_batch_that_its_shape_says():
     steps = [case for case in cases(QUICK) if case.group == "training step"]
     assert steps
     for case in steps:
-        assert models.training_of(case).batch_size == case.shape["B"] == QUICK.batch
+        assert models.training_config(case).batch_size == case.shape["B"] == QUICK.batch
 
 
 def test_what_is_kept_is_neither_input_nor_weight():
@@ -299,9 +324,9 @@ def test_what_is_kept_is_neither_input_nor_weight():
 
 def test_models_that_do_not_compute_the_same_are_caught(monkeypatch, corpus, tiny_moe, tiny_dense):
     configs = {"float32": tiny_dense, "other": dataclasses.replace(tiny_dense, hidden_dim=96)}
-    build = partial(models.train_step, configs=configs, apart=1e-6, corpus=lambda: corpus)
+    build = partial(models.build_train_step, configs=configs, max_loss_gap=1e-6, corpus=lambda: corpus)
     case = Case("fp8", "training step", tuple(configs), ("float32",), {"B": 1, "T": 16}, build)
-    with pytest.raises(WrongResult, match=r"other begins with a loss of .* should be within 1e-06"):
+    with pytest.raises(WrongResult, match=r"the first loss of other is .*; they must be within 1e-06"):
         time_case(case, CPU, SHORT)
     case = dataclasses.replace(case, build=partial(build, configs=dict.fromkeys(configs, tiny_dense)))
     assert time_case(case, CPU, SHORT)["seconds"].keys() == configs.keys()
@@ -309,10 +334,10 @@ def test_models_that_do_not_compute_the_same_are_caught(monkeypatch, corpus, tin
     with pytest.raises(WrongResult, match=r"float32 has .* parameters, not 7"):
         time_case(case, CPU, SHORT)
     monkeypatch.undo()
-    build = partial(models.train_step, configs={DENSE_ACTIVE: configs["other"], "moe": tiny_moe}, apart=9.0,
-                    corpus=lambda: corpus)  # fmt: skip
+    configs = {DENSE_ACTIVE: configs["other"], "moe": tiny_moe}
+    build = partial(build, configs=configs, max_loss_gap=9.0)
     case = dataclasses.replace(case, tasks=(DENSE_ACTIVE, "moe"), baselines=(DENSE_ACTIVE,), build=build)
-    with pytest.raises(WrongResult, match=r"dense-active has .* parameters, the mixture"):
+    with pytest.raises(WrongResult, match=r"dense-active has .* parameters, the MoE"):
         time_case(case, CPU, SHORT)
 
 
@@ -322,7 +347,7 @@ def run(tmp_path, **flags) -> Bench:
 
 ROWS = [{"T": T, "E": 8, "K": 2, "D": 16, "H": 8} for T in (1, 8)]
 CHOSEN = [case for case in cases(TINY, ("moe",)) if case.shape in ROWS]
-CHOSEN += [case for case in cases(TINY, ("fp8",)) if case.group == "quantise" or case.shape.get("M") == 16]
+CHOSEN += [case for case in cases(TINY, ("fp8",)) if case.group == "quantize" or case.shape.get("M") == 16]
 
 
 @pytest.fixture
@@ -346,20 +371,20 @@ def test_bench_from_end_to_end_resumed_and_never_overwritten(tmp_path, monkeypat
 
     monkeypatch.setattr("minimoe.bench.runner.time_case", sometimes)
     with pytest.raises(Interrupted):
-        run(tmp_path).measure(CHOSEN, TINY, SHORT, by_loss=False)
+        run(tmp_path).measure(CHOSEN, TINY, SHORT, train=False)
     before = (tmp_path / "out" / MEASURED).read_text()
     assert len(before.splitlines()) == 6  # the peaks, and what was measured
-    with pytest.raises(ValueError, match="holds a run that was stopped; add --resume"):
-        run(tmp_path).measure(CHOSEN, TINY, SHORT, by_loss=False)
+    with pytest.raises(ValueError, match="holds an interrupted run; add --resume"):
+        run(tmp_path).measure(CHOSEN, TINY, SHORT, train=False)
     seen.append("on")
-    run(tmp_path, resume=True).measure(CHOSEN, TINY, SHORT, by_loss=False)
+    run(tmp_path, resume=True).measure(CHOSEN, TINY, SHORT, train=False)
     assert (tmp_path / "out" / MEASURED).read_text().startswith(before)
     assert len(seen) == 2 * len(CHOSEN) + 1  # nothing twice
     checked = [key for key, check in (entry for entry in seen if entry != "on") if check]
     assert checked == [case.key for case in CHOSEN]
     for again in ({}, {"resume": True}):
         with pytest.raises(ValueError, match="holds a finished run; choose another --out, or --overwrite"):
-            run(tmp_path, **again).measure(CHOSEN, TINY, SHORT, by_loss=False)
+            run(tmp_path, **again).measure(CHOSEN, TINY, SHORT, train=False)
 
     data = json.loads((tmp_path / "out" / "bench.json").read_text())
     assert len(data["records"]) == sum(len(case.tasks) for case in CHOSEN)
@@ -395,7 +420,7 @@ def test_the_table_fits_a_hundred_columns(tmp_path):
 
 @pytest.mark.usefixtures("known_peaks")
 def test_two_cases_of_one_key_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="is there 2 times; a case needs a shape of its own"):
+    with pytest.raises(ValueError, match=r"2 cases have the key .*; give each its own shape"):
         run_cases([layer_case(), layer_case()], CPU, SHORT, tmp_path, Console())
 
 
@@ -405,35 +430,35 @@ def test_the_size_is_the_users(capsys):
     assert cli.main(["bench", "--top-k", "40", "--out", "nowhere"]) == 1
     assert "top_k (40) must be between 1 and n_experts (32)" in capsys.readouterr().err
     with pytest.raises(ValueError, match="must be some of the tasks"):
-        Case("moe", "g", ("a",), ("a",), {}, layers.layer)
+        Case("moe", "g", ("a",), ("a",), {}, layers.build_layers)
 
 
 def test_the_gate_counts_among_the_parameters():
     moe = MoE(16, 8, 4, 2)
-    assert layers.count(moe) == 3 * 16 * 8 * 5 + 16 * 4
+    assert layers.n_parameters(moe) == 3 * 16 * 8 * 5 + 16 * 4
 
 
 def test_both_measurements_are_in_the_records_and_a_drift_is_noise():
     """Twice the same rounds within, another ratio between them: the interval alone would not tell."""
     case = layer_case()
-    costs = {name: dataclasses.asdict(Cost(1.0, 1.0)) for name in LAYERS}
+    work = {name: dataclasses.asdict(Work(1.0, 1.0)) for name in LAYERS}
 
-    def turn(moe, machine=1.0):
+    def measurement(moe, reference=1.0):
         seconds = {DENSE_ACTIVE: [1.0] * 10, DENSE_TOTAL: [2.0] * 10, "moe": [moe] * 10}
-        return {"case": case.key, "threads": 1, "seconds": seconds, "machine": machine, "costs": costs,
+        return {"case": case.key, "threads": 1, "seconds": seconds, "reference": reference, "work": work,
                 "memory": {}}  # fmt: skip
 
-    calm = case_records(case, CPU, [turn(2.0), turn(2.1)], PEAKS)[2]
+    calm = case_records(case, CPU, [measurement(2.0), measurement(2.1)], PEAKS)[2]
     assert (calm["rounds"], calm["noisy"], calm["drift"]) == (20, False, pytest.approx(0.05))
-    assert case_records(case, CPU, [turn(2.0), turn(2.23)], PEAKS)[2]["noisy"]
-    busy = [turn(2.0), turn(2.0, machine=1.2)]  # the ratio is steady, the machine was not itself
-    assert usual([*busy, turn(2.0, machine=1.1)]) == 1.1
+    assert case_records(case, CPU, [measurement(2.0), measurement(2.23)], PEAKS)[2]["noisy"]
+    busy = [measurement(2.0), measurement(2.0, reference=1.2)]  # steady ratio, slow machine
+    assert usual_reference([*busy, measurement(2.0, reference=1.1)]) == 1.1
     assert not case_records(case, CPU, busy, PEAKS)[2]["noisy"]
     found = case_records(case, CPU, busy, PEAKS, 1.0)[2]
     assert (found["slowed"], found["noisy"]) == (pytest.approx(0.2), True)
     assert all(ratio["noisy"] for ratio in found["against"].values())
     assert not case_records(case, CPU, busy, PEAKS, 1.1)[2]["noisy"]
-    assert usual([turn(2.0, machine=None)]) == 0
+    assert usual_reference([measurement(2.0, reference=None)]) == 0
 
 
 @pytest.mark.usefixtures("known_peaks")
@@ -443,10 +468,22 @@ def test_training_by_loss_goes_with_the_full_run(tmp_path, monkeypatch, corpus, 
     training = dataclasses.replace(training, eval_sequences=2)
     small = dataclasses.replace(preset, moe=tiny_moe, training=training)
     monkeypatch.setattr("minimoe.cli.commands.bench.PRESETS", {"quick": small})
-    monkeypatch.setattr("minimoe.cli.commands.bench.text", lambda: corpus)
-    run(tmp_path).measure([layer_case()], TINY, SHORT, by_loss=True)
+    monkeypatch.setattr("minimoe.experiments.context.load_corpus", lambda data: corpus)
+    run(tmp_path).measure([layer_case()], TINY, SHORT, train=True)
     data = json.loads((tmp_path / "out" / "bench.json").read_text())
     assert [row["model"] for row in data["training"]["models"]] == list(LAYERS)
     for axis in ("tokens", "flops", "seconds"):
         assert all(0 < row[axis]["all"]["mean"] < 16 for row in data["training"]["models"])
     assert "Against dense-active the mixture" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_recorded_summary_and_sentences_follow_from_the_recorded_figures():
+    data = json.loads((RESULTS / "bench.json").read_text())
+    assert data["summary"] == json.loads(json.dumps(summarize(data["records"])))
+    assert data["sentences"] == sentences(data["records"])
+
+
+def test_the_chunked_loss_took_less_than_a_quarter_of_the_memory():
+    records = json.loads((RESULTS / "distill-memory.json").read_text())["found"]
+    assert all(losses["chunked"]["peak_mb"] < losses["plain"]["peak_mb"] / 4 for losses in records.values())
+    assert [row[3] for row in memory_table(records).rows] == ["0.097", "0.094"]

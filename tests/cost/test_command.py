@@ -1,13 +1,17 @@
 """``minimoe cost``: its table, its JSON and its errors."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from minimoe import GPT, ModelConfig
 from minimoe.cli import main as cli
+from minimoe.cli.commands.cost import Cost
 from minimoe.cost import PUBLISHED, activations, all_to_all
 from minimoe.tools import timing
+
+PAGE = Path(__file__).parents[2] / "docs" / "results" / "model-cost.md"
 
 
 def test_the_command_prints_and_writes(tmp_path, capsys):
@@ -90,3 +94,23 @@ def test_an_invalid_command_is_refused_in_one_line(capsys, arguments, message):
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_the_documentation_states_the_figures_of_the_command():
+    command = Cost(compare_with="llama-3.1-405b", keeping="deepseek-v3")
+    v3, llama = command.estimates()
+    run, text = v3["published_run"], " ".join(PAGE.read_text(encoding="utf-8").split())
+    for prose in (
+        "minimoe cost deepseek-v3 --compare-with llama-3.1-405b --keeping deepseek-v3 ```",
+        f"{run['total_hours'] / 1e6:.2f} million GPU-hours at {run['price']:g} dollars are "
+        f"${run['dollars'] / 1e6:.2f} million, with {run['days']:.0f} days of pre-training on "
+        f"{run['gpus']:,} GPUs",
+        f"at {command.mfu:.0%} of the GPUs' bf16 peak the counted operations take "
+        f"{run['predicted_hours'] / 1e6:.2f} million hours; the published "
+        f"{run['hours']['pre-training'] / 1e6:.2f} million of pre-training imply {run['mfu']:.1%}",
+        f"and Llama's imply {llama['published_run']['mfu']:.1%}",
+    ):
+        assert prose in text
+    assert round(llama["flops_per_token"]["training"] / v3["flops_per_token"]["training"]) == 10
+    assert v3["roofline"]["4096"]["forward"]["parts"]["routed"]["bound"] == "memory"
+    assert {part["bound"] for part in v3["roofline"]["1"]["forward"]["parts"].values()} == {"memory"}

@@ -1,4 +1,4 @@
-"""The command ``minimoe bench``."""
+"""``minimoe bench``: is MoE, FP8 or distillation worth it on this machine, at your size."""
 
 import dataclasses
 import json
@@ -17,7 +17,8 @@ from minimoe.bench.figures import plot_bench
 from minimoe.bench.measure import Effort
 from minimoe.bench.report import print_bench
 from minimoe.bench.runner import run_cases
-from minimoe.bench.suites import FULL, QUICK, Plan, cases
+from minimoe.bench.suites import FULL, QUICK, Plan
+from minimoe.bench.suites import cases as suite_cases
 from minimoe.bench.summary import sentences, summarize
 from minimoe.cli.console import console, prepare
 from minimoe.experiments.context import RunContext
@@ -36,36 +37,35 @@ SIZES = ("dim", "expert_dim", "n_experts", "top_k", "tokens", "matmul")
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure on this machine, at your size, whether a mixture, 8 bits or a student is worth it.
+    """Measure whether MoE, FP8 or distillation is worth it on this machine, at your size.
 
-    Everything is checked for the same result before it is timed. Prints a table and saves figures and
-    bench.json.
+    Results are compared before anything is timed. Prints a table and saves figures and bench.json.
     """
 
     suite: Annotated[Literal["moe", "fp8", "distill", "all"], tyro.conf.Positional] = "all"
-    """what to measure"""
+    """suite of benchmarks to run"""
     quick: bool = False
-    """small sizes, under 3 minutes; without it also trains the quick comparison, by loss"""
+    """small sizes, under 3 minutes; without it, also train the models of compare --preset quick"""
     dim: int | None = None
-    """D, the layer's width; sweeps go from it [default: 512, quick 256]"""
+    """D, the layer's width, around which it is swept [default: 512, quick 256]"""
     expert_dim: int | None = None
-    """H, the width of an expert [default: 128, quick 64]"""
+    """H, expert width [default: 128, quick 64]"""
     n_experts: int | None = None
-    """E [default: 32]"""
+    """E, number of experts [default: 32]"""
     top_k: int | None = None
-    """K, experts a token [default: 4]"""
+    """K, experts per token [default: 4]"""
     tokens: int | None = None
-    """T, tokens that a layer sees at a time [default: 256, quick 128]"""
+    """T, tokens per call of the layer [default: 256, quick 128]"""
     matmul: int | None = None
-    """M, N and K of a product, sides of what is quantised [default: 2048, quick 768]"""
+    """M, N and K of a matmul, and sides of a quantized matrix [default: 2048, quick 768]"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto is cuda where there is one"""
+    """auto: cuda if available"""
     threads: int = 1
-    """CPU threads; one varies least on a machine that others use too"""
+    """CPU threads; with one, times vary least on a shared machine"""
     out: Path | None = None
-    """folder for records, table and figures [default: runs/bench, or runs/bench-quick]"""
+    """folder for records and figures [default: runs/bench, or runs/bench-quick]"""
     resume: bool = False
-    """go on with the run that was stopped in --out"""
+    """resume the interrupted run in --out"""
     overwrite: bool = False
     """replace the run in --out"""
     debug: bool = False
@@ -75,30 +75,30 @@ class Bench:
         plan = self.plan()
         suites = get_args(Suite) if self.suite == "all" else (self.suite,)
         effort = measuring.QUICK if self.quick else measuring.FULL
-        self.measure(cases(plan, suites), plan, effort, by_loss="moe" in suites and not self.quick)
+        self.measure(suite_cases(plan, suites), plan, effort, train="moe" in suites and not self.quick)
 
     def plan(self) -> Plan:
-        """The sizes to measure. Raises ValueError for what cannot be."""
+        """The sizes to measure. Raises ValueError for invalid ones."""
         chosen = {name: getattr(self, name) for name in SIZES if getattr(self, name) is not None}
         return dataclasses.replace(QUICK if self.quick else FULL, **chosen)
 
-    def measure(self, wanted: Sequence[Case], plan: Plan, effort: Effort, *, by_loss: bool) -> None:
-        """Measure some cases, and with ``by_loss`` train, all below --out; then show what came out.
+    def measure(self, cases: Sequence[Case], plan: Plan, effort: Effort, *, train: bool) -> None:
+        """Measure ``cases``, train if asked to, and write and print the results.
 
         Raises:
-            Interrupted: Ctrl-C; what was measured is kept.
+            Interrupted: on Ctrl-C; finished measurements are kept.
         """
         auto = "cuda" if torch.cuda.is_available() else "cpu"
         device = prepare(auto if self.device == "auto" else self.device, self.threads)
         out = self.out or Path("runs") / ("bench-quick" if self.quick else "bench")
         keep_freed_memory()  # as training does
         settings = {"suite": self.suite, "plan": asdict(plan), "effort": asdict(effort), "device": device,
-                    "threads": self.threads, "cases": [case.key for case in wanted]}  # fmt: skip
+                    "threads": self.threads, "cases": [case.key for case in cases]}  # fmt: skip
         open_folder(out, settings, resume=self.resume, overwrite=self.overwrite)
         start = time.perf_counter()
         try:
-            peaks, found = run_cases(wanted, torch.device(device), effort, out, console)
-            training = self._train(out, device) if by_loss else None
+            peaks, records = run_cases(cases, torch.device(device), effort, out, console)
+            training = self._train(out, device) if train else None
         except KeyboardInterrupt:
             raise Interrupted from None
         data = {
@@ -110,20 +110,20 @@ class Bench:
             "effort": asdict(effort),
             "size": plan.shape,
             "seconds": time.perf_counter() - start,
-            "summary": summarize(found),
-            "sentences": sentences(found),
+            "summary": summarize(records),
+            "sentences": sentences(records),
             "training": training,
-            "records": found,
+            "records": records,
         }
         write_atomically(out / "bench.json", json.dumps(data, indent=1) + "\n")
         figures = plot_bench(json.loads((out / "bench.json").read_text(encoding="utf-8")), out)
         close_folder(out)
         print_bench(data, console)
         names = ", ".join(path.name for path in figures)
-        console.print(f"\nData: {out / 'bench.json'}   Figures there: {names}", soft_wrap=True)
+        console.print(f"\nWritten to {out}: bench.json, {names}", soft_wrap=True)
 
     def _train(self, out: Path, device: str) -> dict[str, Any]:
-        """The quick comparison, one seed: bits per byte at equal tokens, operations and seconds."""
+        """One seed of the quick comparison: bits per byte at equal tokens, FLOPs and seconds."""
         context = RunContext(
             out / "compare", seeds=1, device=device, preset=PRESETS["quick"], named_folders=True,
             display=lambda title: Terminal(console, title),
