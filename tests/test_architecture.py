@@ -78,6 +78,13 @@ def test_no_two_files_import_each_other_in_a_circle():
         visit(name, ())
 
 
+@pytest.mark.parametrize(("here", "allowed"), [("precision", {"precision"}), ("moe", {"moe", "precision"})])
+def test_a_technique_knows_nothing_of_data_loops_files_or_the_terminal(here, allowed):
+    for name, path in MODULES.items():
+        if room(name) == here:
+            assert {room(module) for module in imports(path)} <= allowed | {"kernels"}, name
+
+
 @pytest.mark.parametrize("module", ["minimoe.moe", "minimoe.precision", "minimoe.testing"])
 def test_a_technique_loads_neither_trainer_nor_terminal(module):
     program = f"import sys, {module}; print(*sys.modules)"

@@ -50,6 +50,8 @@ def test_every_block_is_shown_and_every_record_has_a_block(monkeypatch):
         render()
     records = {path.name for path in render_docs.RESULTS.iterdir() if path.suffix in (".json", ".txt")}
     assert shown == records - UNSHOWN
+    tables = [table["name"] for table in read("digits")["tables"]]
+    assert [name for name in render_docs.RENDERERS if name.startswith("digits-")] == tables
 
 
 @pytest.mark.parametrize(("name", "code"), examples(), ids=[name for name, _ in examples()])
