@@ -1,0 +1,1 @@
+"""How results are shown: statistics over seeds, tables, figures and the progress bar, each written once."""

@@ -1,0 +1,1 @@
+"""Experiments on published models, counted from their configurations: training bill, memory, parameters."""

@@ -1,0 +1,1 @@
+"""Experiments on precision: number formats, quantization noise, outliers, accumulation and matmul error."""

@@ -1,11 +1,10 @@
-"""Claims about short numbers: the space they take, what is left of π, what a product loses.
+"""Number formats of 8 bits against 16 and 32: storage, rounding of known constants, and error of a matmul.
 
-Nothing is learnt here, so one draw of large matrices says as much as many.
+Nothing is trained here, so one draw of large matrices is enough.
 """
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 
 from minimoe.cost import PUBLISHED, memory_footprint
 from minimoe.experiments.context import RunContext
-from minimoe.experiments.experiment import Experiment
+from minimoe.experiments.experiment import Detail, Experiment
 from minimoe.experiments.measurement import Measured
 from minimoe.experiments.presets import PRESETS
 from minimoe.models.gpt import GPT
@@ -43,72 +42,63 @@ CONSTANTS = {
     "0.1": 0.1,
 }
 
+FORMATS = (E4M3, E5M2, BF16)
 
-def measure_space(context: RunContext) -> Measured:
-    """Bytes with scales, over those of 16 bits."""
+
+def measure_storage(context: RunContext) -> Measured:
+    """Bytes in 8 bits, with scales, relative to 16 bits."""
     size = 4096
     x = torch.randn(size, size, generator=context.generator())
     blocks = {"1×128": (1, 128), "128×128": (128, 128)}
     tensors = {name: quantize(x, E4M3, block).nbytes / (2 * x.numel()) for name, block in blocks.items()}
     config = PRESETS["standard"].moe
-    bf16 = sum(2 * p.numel() for p in GPT(config).parameters())
-    low = GPT(replace(config, precision="deepseek-v3"))
-    quantize_weights_(low)
-    v3 = PUBLISHED["deepseek-v3"]
-    ratios = tensors | {
-        "mixture of\nminimoe compare": bytes_held(low) / bf16,
-        "DeepSeek-V3": memory_footprint(v3, "deepseek-v3").weights / memory_footprint(v3, "bf16").weights,
-    }
-    tensor, ours, theirs = max(tensors.values()), *list(ratios.values())[2:]
+    fp8 = GPT(replace(config, precision="deepseek-v3"))
+    bf16_bytes = sum(2 * p.numel() for p in fp8.parameters())
+    quantize_weights_(fp8)
+    model = bytes_held(fp8) / bf16_bytes
+    v3_fp8, v3_bf16 = (
+        memory_footprint(PUBLISHED["deepseek-v3"], storage).weights for storage in ("deepseek-v3", "bf16")
+    )
     return Measured(
-        {"tensor": [tensor], "model": [ours], "v3": [theirs]},
-        {"ratios": ratios},
-        f"A {size}×{size} tensor in E4M3 with a float32 scale for each 1×128 or 128×128; the weights of the "
-        "standard mixture of this project as it keeps them in 8 bits (embedding, norms and gate stay in "
-        "float32); those of DeepSeek-V3, counted from its configuration.",
+        {"tensor": [max(tensors.values())], "model": [model], "v3": [v3_fp8 / v3_bf16]},
+        {"ratios": tensors | {"MoE model of\nminimoe compare": model, "DeepSeek-V3": v3_fp8 / v3_bf16}},
+        f"A {size}×{size} tensor in E4M3 with one float32 scale per 1×128 or 128×128 block; the weights of "
+        "this project's standard MoE model as stored in 8 bits (embedding, norms and gate stay in float32); "
+        "those of DeepSeek-V3, counted from its configuration.",
     )
 
 
-def draw_space(figure: Figure, detail: dict[str, Any]) -> None:
+def draw_storage(figure: Figure, detail: Detail) -> None:
     axes = figure.subplots()
-    names, ratios = list(detail["ratios"]), list(detail["ratios"].values())
-    axes.barh(names, ratios, color=BLUE, height=0.5)
+    axes.barh(list(detail["ratios"]), list(detail["ratios"].values()), color=BLUE, height=0.5)
     axes.axvline(0.5, color="black", linestyle="--", linewidth=1)
-    axes.set(xlabel="bytes, over those of 16 bits (dashed: half)", xlim=(0, 1))
+    axes.set(xlabel="bytes relative to 16 bits (dashed: half)", xlim=(0, 1))
     axes.invert_yaxis()
 
 
-def measure_pi(context: RunContext) -> Measured:
-    """Errors of rounded constants, in units of what the format allows."""
+def measure_constants(context: RunContext) -> Measured:
+    """Relative errors of rounded constants, in percent and in units of the format's unit roundoff."""
     exact = torch.tensor(list(CONSTANTS.values()), dtype=torch.float64)
-    errors = {}
-    for fmt in (E4M3, E5M2, BF16):
-        rounded = round_to(exact.float(), fmt).double()
-        errors[str(fmt)] = ((rounded - exact).abs() / exact).tolist()
-    # The float32 that is rounded is off by 2^-24 itself, which no format here can notice.
-    units = {str(fmt): fmt.unit_roundoff for fmt in (E4M3, E5M2, BF16)}
-    values = {name: [max(errors[name]) / units[name]] for name in errors}
-    values |= {f"π in {name}": [100 * errors[name][0]] for name in errors}
-    values["3.14"] = [100 * abs(3.14 - math.pi) / math.pi]
-    pi = {
-        name: round_to(torch.tensor([math.pi]), fmt).item()
-        for name, fmt in zip(errors, (E4M3, E5M2, BF16), strict=True)
-    }
-    told = ", ".join(f"{value:.8g} in {name}" for name, value in pi.items())
+    # The float32 that is rounded has an error of at most 2^-24 itself, far below that of any format here.
+    rounded = {str(fmt): round_to(exact.float(), fmt).double() for fmt in FORMATS}
+    errors = {name: ((values - exact).abs() / exact).tolist() for name, values in rounded.items()}
+    units = {str(fmt): fmt.unit_roundoff for fmt in FORMATS}
+    figures = {name: max(errors[name]) / units[name] for name in errors}
+    figures |= {f"π in {name}": 100 * errors[name][0] for name in errors}
+    figures["3.14"] = 100 * abs(3.14 - math.pi) / math.pi
+    pi = ", ".join(f"{values[0].item():.8g} in {name}" for name, values in rounded.items())
     return Measured(
-        values,
+        {name: [value] for name, value in figures.items()},
         {"constants": list(CONSTANTS), "errors": errors, "units": units},
-        f"{len(CONSTANTS)} constants rounded to each format; π becomes {told}. A format's unit roundoff is "
-        "the relative error that rounding may make at worst.",
+        f"{len(CONSTANTS)} constants rounded to each format; π becomes {pi}. A format's unit roundoff is the "
+        "largest relative error of rounding.",
     )
 
 
-COLORS = (VERMILLION, BLUE, DARK_GRAY)
-
-
-def draw_pi(figure: Figure, detail: dict[str, Any]) -> None:
+def draw_constants(figure: Figure, detail: Detail) -> None:
     axes = figure.subplots()
-    for (name, errors), marker, color in zip(detail["errors"].items(), "ovs", COLORS, strict=True):
+    colors = (VERMILLION, BLUE, DARK_GRAY)
+    for (name, errors), marker, color in zip(detail["errors"].items(), "ovs", colors, strict=True):
         axes.semilogy(detail["constants"], np.maximum(errors, 1e-6), marker, color=color, label=name)
         axes.axhline(detail["units"][name], color=color, linewidth=0.8, linestyle="--")
     axes.axhline(abs(3.14 - math.pi) / math.pi, color="black", linewidth=0.8, linestyle=":")
@@ -119,57 +109,45 @@ def draw_pi(figure: Figure, detail: dict[str, Any]) -> None:
 
 
 def measure_accuracy(context: RunContext) -> Measured:
-    """The same product from inputs of fewer and fewer bits, summed in float64: what shortening alone does."""
+    """One product from inputs in 32, 16 and 8 bits; those of 16 and 8 bits are summed in float64, so that
+    only the rounding of the inputs counts."""
     size, depth = context.pick((256, 4096), (512, 8192))
     generator = context.generator()
     a, b = (torch.randn(*shape, generator=generator) for shape in ((size, depth), (depth, size)))
     exact = a.double() @ b.double()
     inputs = {
-        "float32": (a, b),
         "bf16": (round_to(a, BF16), round_to(b, BF16)),
         "E4M3": (fake_quantize(a, E4M3, (1, 128)), fake_quantize(b, E4M3, (128, 128))),
     }
-    # float32 is exact here as an input; its calculation is not.
-    products = {
-        name: (x @ y if name == "float32" else x.double() @ y.double()) for name, (x, y) in inputs.items()
-    }
+    products = {"float32": a @ b} | {name: x.double() @ y.double() for name, (x, y) in inputs.items()}
     errors = {name: measure_error(product, exact).relative for name, product in products.items()}
     return Measured(
         {
             "8 over 16": [errors["E4M3"] / errors["bf16"]],
             "16 over 32": [errors["bf16"] / errors["float32"]],
-            "E4M3": [100 * errors["E4M3"]],
-            "bf16": [100 * errors["bf16"]],
-            "float32": [100 * errors["float32"]],
+            **{name: [100 * error] for name, error in errors.items()},
         },
         {"errors": errors},
-        f"A {size}×{size} product of normal numbers, K = {depth}, against float64. Inputs in E4M3 (scales "
-        "as in V3) and in bf16, their products summed without further error; and in float32, summed in "
-        "float32.",
+        f"A {size}×{size} product of normal numbers, K = {depth}, against float64: inputs in E4M3 (scales as "
+        "in V3) and in bf16, summed without further error; and inputs in float32, summed in float32.",
     )
 
 
-def draw_accuracy(figure: Figure, detail: dict[str, Any]) -> None:
+def draw_accuracy(figure: Figure, detail: Detail) -> None:
     axes = figure.subplots()
-    bars = axes.bar(list(detail["errors"]), list(detail["errors"].values()), color=COLORS[1], width=0.5)
+    bars = axes.bar(list(detail["errors"]), list(detail["errors"].values()), color=BLUE, width=0.5)
     axes.bar_label(bars, fmt="%.1e", padding=2)
-    axes.set(yscale="log", ylabel="relative error (Frobenius)", xlabel="numbers of", ylim=(1e-8, 1))
+    axes.set(yscale="log", ylabel="relative error (Frobenius)", xlabel="inputs", ylim=(1e-8, 1))
 
 
-STORAGE = Experiment(
-    measure_space,
-    draw_space,
-    seconds=(1, 1),
-)
-
+STORAGE = Experiment(measure_storage, draw_storage, seconds=(1, 1))
 
 ROUNDED_CONSTANTS = Experiment(
-    measure_pi,
-    draw_pi,
+    measure_constants,
+    draw_constants,
     seconds=(0.1, 0.1),
-    units={"3.14": "%", **{f"π in {fmt}": "%" for fmt in (E4M3, E5M2, BF16)}},
+    units={"3.14": "%", **{f"π in {fmt}": "%" for fmt in FORMATS}},
 )
-
 
 FORMAT_ACCURACY = Experiment(
     measure_accuracy,
