@@ -9,7 +9,7 @@ from minimoe.moe.dispatch.grouped import unsupported_reason
 
 
 def fastest(x_TD: Tensor, top_k: int, expert_dim: int) -> Literal["grouped", "loop"]:
-    """The rule derived from ``benchmarks/crossover.py`` and its record (docs/results/crossover-cpu.json).
+    """The rule derived from ``bench.dispatch_crossover`` and its record (docs/results/crossover-cpu.json).
 
     On a CPU the loop wins with few tokens and wide experts, where reading weights takes the time; with one
     thread in float32; and where the (R, D) rows that ``grouped`` makes exceed 32 MB, the limit up to which
