@@ -101,7 +101,7 @@ def draw(figure: Figure, detail: Detail) -> None:
         axes.set_xticks(detail["lengths"], [str(k) for k in detail["lengths"]])
         axes.minorticks_off()
     panels[0].set_ylabel("largest relative error")
-    panels[0].legend(fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9)
 
 
 def tables(detail: Detail) -> list[TextTable]:
