@@ -14,6 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,13 @@ def table(file: str, name: str) -> str:
     return TextTable(**found[name]).markdown()
 
 
+def digits(name: str) -> str:
+    from minimoe.experiments.digits import experiment
+
+    tables = experiment.digits(0).tables(record("digits"))
+    return next(table.markdown() for table in tables if table.name == name)
+
+
 def experiment_table(experiment: str, file: str, name: str) -> str:
     """A table that an experiment makes from a recorded run."""
     from minimoe.experiments.registry import EXPERIMENTS
@@ -213,14 +221,14 @@ RENDERERS: dict[str, Callable[[], str]] = {
     "rooms": room_map,
     "imports": import_matrix,
     "distill-memory": distill_memory,
-    **{name: lambda name=name: comparison(name) for name in ("compare-quick", "compare-standard")},
-    **{name: lambda name=name: distillation(name) for name in ("distill-quick", "distill-scarce")},
+    **{name: partial(comparison, name) for name in ("compare-quick", "compare-standard")},
+    **{name: partial(distillation, name) for name in ("distill-quick", "distill-scarce")},
     **{
-        name: lambda name=name: recorded_experiment(name)
+        name: partial(recorded_experiment, name)
         for name in ("balance-quick", "fp8-training", "search-quick", "search-standard", "search-distill")
     },
     **{
-        f"parallel-{name}": lambda e=experiment, name=name: experiment_table(e, "parallel", name)
+        f"parallel-{name}": partial(experiment_table, experiment, "parallel", name)
         for name, experiment in {
             "bytes": "expert-parallel",
             "predicted": "expert-parallel",
@@ -229,15 +237,12 @@ RENDERERS: dict[str, Callable[[], str]] = {
         }.items()
     },
     **{
-        f"precision-{name}": lambda name=name: table("precision", name)
+        f"precision-{name}": partial(table, "precision", name)
         for name in ("signal-to-noise", "rules-of-scale", "outliers", "sums", "products", "bounds")
     },
-    **{
-        name: lambda name=name: table("digits", name)
-        for name in ("digits-100", "digits-897", "digits-unseen")
-    },
-    **{name: lambda name=name: text(name) for name in ("train-step", "moe-layer", "precision-speed")},
-    **{f"reading-{name}": lambda name=name: reading(name) for name in READING},
+    **{name: partial(digits, name) for name in ("digits-100", "digits-897", "digits-unseen")},
+    **{name: partial(text, name) for name in ("train-step", "moe-layer", "precision-speed")},
+    **{f"reading-{name}": partial(reading, name) for name in READING},
 }
 
 
