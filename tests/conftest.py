@@ -10,7 +10,7 @@ import torch
 from minimoe.data.corpus import Corpus
 from minimoe.models.config import ModelConfig
 
-# torch.compile would first check, for 15 seconds, that the C++ compiler knows each vector extension of the CPU.
+# Otherwise torch.compile first checks, for 15 seconds, that the compiler supports the CPU's vector units.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
 SENTENCES = {

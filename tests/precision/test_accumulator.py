@@ -1,5 +1,5 @@
-"""How sums are kept, against mmaemu's model of Hopper's tensor core, its definition step by step in float64,
-and exact fractions rounded one by one."""
+"""Accumulators against mmaemu's model of Hopper's tensor core, its definition step by step in float64, and
+exact fractions rounded one by one."""
 
 import warnings
 from fractions import Fraction
@@ -32,7 +32,7 @@ def outlier(shape, fmt):
 
 
 def cancelling(shape, fmt):
-    """Each second number undoes the one before it, nearly."""
+    """Every second number nearly cancels the one before it."""
     x = torch.randn(shape)
     x[..., 1::2] = -x[..., ::2][..., : x[..., 1::2].shape[-1]] * 1.1
     return x
@@ -42,7 +42,7 @@ CASES |= {"outlier": outlier, "cancelling": cancelling}
 
 
 def hopper(a_MK, b_NK, formats, fraction_bits=13):
-    """mmaemu's instruction-level model; its ``hopper`` preset, with other fraction bits if asked."""
+    """mmaemu's instruction-level model: its ``hopper`` preset, or one with other fraction bits."""
     from mmaemu.model.chain import dot
     from mmaemu.model.presets import HOPPER, Preset
 
@@ -112,7 +112,7 @@ WIDE = Format("E5M6", 5, 6)
     ids=lambda pair: "x".join(map(str, pair)),
 )
 def test_the_tensor_core_is_its_definition_to_the_bit(case, formats):
-    """Also for formats that mmaemu does not know, and results of more than one tile."""
+    """Also for formats that mmaemu does not support, and results of more than one tile."""
     for fraction_bits, shape in ((1, (3, 70, 5)), (13, (2, 257, 300)), (16, (270, 33, 2)), (23, (3, 90, 4))):
         m, k, n = shape
         a, b = (
@@ -122,9 +122,10 @@ def test_the_tensor_core_is_its_definition_to_the_bit(case, formats):
         assert torch.equal(bits(ours), bits(by_definition(a, b, formats, fraction_bits)))
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("formats", [(E4M3, E4M3), (E5M2, E4M3)], ids=lambda pair: "x".join(map(str, pair)))
 def test_compiled_steps_have_the_same_bits(formats):
-    """Whole tiles and parts of them; the second format pair takes its exponents from a matmul in float64."""
+    """Full tiles and parts of tiles; the second format pair gets its exponents from a matmul in float64."""
     core = Accumulator.tensor_core(promote_every=64)
     for m, k, n in ((OUTPUT_TILE, 96, OUTPUT_TILE), (300, 130, 140)):
         a, b = (
@@ -138,7 +139,7 @@ def test_compiled_steps_have_the_same_bits(formats):
     torch.testing.assert_close(compiled, core.matmul(a, b, formats=formats), rtol=0, atol=0, equal_nan=True)
 
 
-def test_small_results_never_wait_for_a_compiler(monkeypatch):
+def test_small_results_are_not_compiled(monkeypatch):
     def fail():
         raise AssertionError("compiled")
 
@@ -160,18 +161,18 @@ def test_without_a_compiler_the_same_bits(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["fp32", "fp16", "bf16", "tensor_core"])
-def test_promotion_begins_anew_in_float32(kind):
+def test_promotion_restarts_the_sum_in_float32(kind):
     a, b = round_to(torch.rand(8, 3000), E4M3), round_to(torch.rand(3000, 9), E4M3)
     make = getattr(Accumulator, kind)
-    every, alone = make(promote_every=128).matmul(a, b), make()
+    promoted, unpromoted = make(promote_every=128).matmul(a, b), make()
     by_hand = torch.zeros(8, 9)
     for k in range(0, 3000, 128):
-        by_hand += alone.matmul(a[:, k : k + 128], b[k : k + 128])
-    assert torch.equal(every, by_hand)
-    assert not torch.equal(every, alone.matmul(a, b))
+        by_hand += unpromoted.matmul(a[:, k : k + 128], b[k : k + 128])
+    assert torch.equal(promoted, by_hand)
+    assert not torch.equal(promoted, unpromoted.matmul(a, b))
 
 
-def worst(accumulator, a, b):
+def largest_error(accumulator, a, b):
     """Largest relative error, and the share of results that are too low. The float64 product of E4M3
     numbers is exact in any order up to K = 171,196."""
     exact = a.double() @ b.double()
@@ -182,20 +183,20 @@ def worst(accumulator, a, b):
 def test_what_14_bits_lose_and_promotion_saves():
     """V3, section 3.3.2, and the published model's figures at K = 4096: positive sums come out low, by up to
     8% (uniform), 4% (randn + 1); with promotion below 0.1%, whatever K."""
-    kept = {}
+    promoted = {}
     for k in (1024, 4096, 8192):
         a, b = round_to(torch.rand(64, k), E4M3), round_to(torch.rand(k, 64), E4M3)
-        kept[k] = worst(Accumulator.tensor_core(promote_every=128), a, b)[0]
-        lost, low = worst(Accumulator.tensor_core(), a, b)
+        promoted[k] = largest_error(Accumulator.tensor_core(promote_every=128), a, b)[0]
+        lost, low = largest_error(Accumulator.tensor_core(), a, b)
         assert low == 1.0
         if k == 4096:
             assert 0.06 < lost < 0.09
-            assert worst(Accumulator.fp32(), a, b)[0] < 1e-6
-    assert all(3e-4 < error < 9e-4 for error in kept.values())
-    assert kept[8192] < 1.5 * kept[1024]
+            assert largest_error(Accumulator.fp32(), a, b)[0] < 1e-6
+    assert all(3e-4 < error < 9e-4 for error in promoted.values())
+    assert promoted[8192] < 1.5 * promoted[1024]
     a, b = round_to(torch.randn(64, 4096) + 1, E4M3), round_to(torch.randn(4096, 64) + 1, E4M3)
-    assert 0.025 < worst(Accumulator.tensor_core(), a, b)[0] < 0.05
-    assert 1e-4 < worst(Accumulator.tensor_core(promote_every=128), a, b)[0] < 3e-4
+    assert 0.025 < largest_error(Accumulator.tensor_core(), a, b)[0] < 0.05
+    assert 1e-4 < largest_error(Accumulator.tensor_core(promote_every=128), a, b)[0] < 3e-4
 
 
 def nearest(exact: Fraction, fmt: Format) -> Fraction:
@@ -217,7 +218,7 @@ def nearest(exact: Fraction, fmt: Format) -> Fraction:
     ids=lambda pair: "x".join(map(str, pair)),
 )  # fmt: skip
 def test_16_bit_sums_are_the_exact_ones_rounded_once(accumulator, formats):
-    """Numbers of very different size: where an addition that is rounded on its way would go wrong."""
+    """Numbers of very different size, for which an addition that is rounded twice would be wrong."""
     sizes = torch.randint(-12, 5, (2, 60)) if accumulator.format is FP16 else torch.randint(-12, 12, (2, 60))
     a, b = (round_to(torch.randn(60) * 2.0**size, fmt) for size, fmt in zip(sizes, formats, strict=True))
     for length in (2, 3, 60):
@@ -229,13 +230,13 @@ def test_16_bit_sums_are_the_exact_ones_rounded_once(accumulator, formats):
 
 
 @pytest.mark.parametrize(
-    ("formats", "hair"), [((WIDE, E4M3), 2.0**-23), ((BF16, BF16), 2.0**-60), ((BF16, BF16), 3 * 2.0**-53)]
+    ("formats", "tiny"), [((WIDE, E4M3), 2.0**-23), ((BF16, BF16), 2.0**-60), ((BF16, BF16), 3 * 2.0**-53)]
 )
 @pytest.mark.parametrize("sign", [1, -1])
-def test_halfway_and_a_hair(formats, hair, sign):
-    """Trap: 261/128 lies in the middle of two bf16 numbers, and a hair beside it decides. float64 cannot tell
-    2^-60 beside it from the middle, and 3 * 2^-53 lies between two of its numbers, one being the middle."""
-    a = torch.tensor([[sign * hair * 2.0**9, 9 / 8]], dtype=torch.float64)
+def test_halfway_plus_a_tiny_term(formats, tiny, sign):
+    """Trap: 261/128 is the midpoint of two bf16 numbers, and a tiny term decides. float64 rounds 2^-60 beside
+    it to the midpoint, and 3 * 2^-53 lies between two float64 numbers, one of them the midpoint."""
+    a = torch.tensor([[sign * tiny * 2.0**9, 9 / 8]], dtype=torch.float64)
     b = torch.tensor([[2.0**-9], [29 / 16]], dtype=torch.float64)
     ours = Accumulator.bf16().matmul(a, b, formats=formats)
     assert ours.item() * 128 == (262 if sign > 0 else 260)
@@ -259,11 +260,11 @@ def test_16_bit_sums_in_units_of_roundoff(accumulator, zero_mean, positive):
 @pytest.mark.parametrize("formats", [(E4M3, E4M3), (FP16, FP16)], ids=["narrow", "wide"])
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 def test_fp16_sums_of_full_range_overflow(formats, rounding):
-    """Trap: 448 * 448 is beyond 65504. bf16 has the range and not the digits."""
+    """Trap: 448 * 448 is beyond 65504. bf16 has the range but not the precision."""
     a = torch.tensor([[448.0, 448.0, 1.0]])
     fp16 = Accumulator.fp16(rounding)
     assert fp16.matmul(a, torch.tensor([[-448.0], [0.0], [1.0]]), formats=formats).item() == -torch.inf
-    for last in (448.0, -448.0):  # what is infinite stays so
+    for last in (448.0, -448.0):  # an infinite sum stays infinite
         b = torch.tensor([[448.0], [last], [1.0]])
         assert fp16.matmul(a, b, formats=formats).item() == torch.inf
     assert Accumulator.bf16().matmul(a[:, :2], a[:, :2].T, formats=formats).item() == 401408.0
@@ -272,18 +273,17 @@ def test_fp16_sums_of_full_range_overflow(formats, rounding):
 def test_stochastic_sums_do_not_stagnate():
     a, b = round_to(torch.rand(16, 2048), E4M3), round_to(torch.rand(2048, 16), E4M3)
     exact = a.double() @ b.double()
-    error = {
-        rounding: ((Accumulator.bf16(rounding).matmul(a, b, generator=1) - exact).abs() / exact).mean().item()
-        for rounding in ("nearest", "stochastic")
-    }
-    assert error["stochastic"] < error["nearest"] / 5
-    again = Accumulator.bf16("stochastic").matmul(a, b, generator=1)
-    assert torch.equal(again, Accumulator.bf16("stochastic").matmul(a, b, generator=1))
-    assert not torch.equal(again, Accumulator.bf16("stochastic").matmul(a, b, generator=2))
+    sums = Accumulator.bf16("stochastic").matmul(a, b, generator=1)
+    nearest, stochastic = (
+        ((y - exact).abs() / exact).mean() for y in (Accumulator.bf16().matmul(a, b), sums)
+    )
+    assert stochastic < nearest / 5
+    assert torch.equal(sums, Accumulator.bf16("stochastic").matmul(a, b, generator=1))
+    assert not torch.equal(sums, Accumulator.bf16("stochastic").matmul(a, b, generator=2))
 
 
-def test_a_seed_is_not_the_same_noise_again():
-    """Neither after a promotion nor in the next matrix of a batch."""
+def test_a_seed_gives_fresh_noise_to_every_addition():
+    """After a promotion and in the next matrix of a batch, too."""
     a, b = round_to(torch.rand(4, 32), E4M3), round_to(torch.rand(32, 4), E4M3)
     once = Accumulator.bf16("stochastic").matmul(a, b, generator=3)
     twice = Accumulator.bf16("stochastic", promote_every=32).matmul(
@@ -306,7 +306,7 @@ EVERY = [
 
 
 @pytest.mark.parametrize("accumulator", EVERY, ids=str)
-def test_outputs_do_not_know_of_each_other(accumulator):
+def test_outputs_are_independent_of_each_other(accumulator):
     a, b = round_to(torch.randn(9, 70), E4M3), round_to(torch.randn(70, 5), E4M3)
     whole = accumulator.matmul(a, b)
     exact = a.double() @ b.double()
@@ -332,7 +332,7 @@ def test_neither_autocast_nor_gradients_nor_strides_matter(accumulator):
 
 
 @pytest.mark.parametrize("accumulator", EVERY, ids=str)
-def test_what_is_not_finite_stays_so(accumulator):
+def test_infinities_and_nan_propagate(accumulator):
     a, b = torch.ones(3, 40), torch.ones(40, 3)
     a[0, 5], b[7, 1] = torch.nan, torch.inf
     y = accumulator.matmul(a, b)

@@ -1,4 +1,4 @@
-"""The bounds hold on data of every kind, are not much larger than they must be, and fail where they say."""
+"""The bounds hold for data of every kind, are nearly as tight as possible, and fail only where documented."""
 
 import math
 
@@ -59,7 +59,7 @@ VARIANTS = [
 
 
 def repeat(x, k):
-    """Each of x's 16 times, k in all."""
+    """Each element of x 16 times, k in total."""
     return x.repeat_interleave(16)[:k]
 
 
@@ -99,7 +99,7 @@ SHAPES = ((5, 1, 3), (7, 37, 9), (3, 130, 33), (2, 700, 2))
 
 
 def check(a, b, recipe, kind, **options):
-    """That the bound holds; returns how many elements it is finite for."""
+    """Assert that the bound holds; returns for how many elements it is finite."""
     limit = bound(a, b, recipe, kind, **options)
     error = (matmul(a, b, recipe).double() - exact_product(a, b)).abs()
     wrong = ~(error <= limit) & limit.isfinite()
@@ -204,7 +204,7 @@ def test_gradients_have_the_bound_of_their_casts():
     "name", ["deepseek-v3", "deepseek-v3-pow2", "tensorwise", "rowwise", "mxfp8", "naive"]
 )
 def test_bounds_are_as_close_as_they_can_be(name, depth):
-    """See ``tightness`` for where the numbers come from."""
+    """See ``tightness`` for the origin of the numbers."""
     a, b = torch.randn(64, depth), torch.randn(depth, 64)
     median, closest = tightness(a, b, name)
     assert 1.8 < median / math.sqrt(depth) < 2.6
@@ -227,7 +227,7 @@ def test_bounds_are_as_close_as_they_can_be(name, depth):
     ],
 )
 def test_bounds_of_accumulators_are_not_vacuous(accumulator, positive, most):
-    """Sums of one sign come close: they all are cut in one direction."""
+    """Sums of one sign come close: all are truncated in one direction."""
     make = torch.rand if positive else torch.randn
     median, _ = tightness(make(64, 1024), make(1024, 64), ROWWISE.with_(accumulator=accumulator))
     assert most / 2.5 < median < most
@@ -236,7 +236,7 @@ def test_bounds_of_accumulators_are_not_vacuous(accumulator, positive, most):
 @pytest.mark.parametrize("rule", ["fp32", "pow2", "ocp", "none"])
 @pytest.mark.parametrize("fmt", [E4M3, E5M2, E2M1, E4M3FNUZ, INT8], ids=str)
 def test_every_number_stays_within_its_own_limit(fmt, rule):
-    """Halfway between neighbours and beside, where x / scale may be rounded to the other side."""
+    """At the midpoints of neighbors and beside them, where x / scale may be rounded to the other side."""
     values = fmt.values[(fmt.values >= 0) & (fmt.values <= fmt.max)].unique()
     ties = torch.cat(((values[1:] + values[:-1]) / 2, values)).float()
     scale = 1 + torch.rand(1000, 1) if rule == "fp32" else torch.ones(1, 1)
@@ -252,7 +252,7 @@ def test_every_number_stays_within_its_own_limit(fmt, rule):
     assert not (known & (limits.rounding > 0)).any()
 
 
-def test_an_operand_knows_its_blocks_and_what_bf16_makes_of_it():
+def test_an_operands_blocks_and_its_rounding_to_bf16():
     x = torch.randn(20, 30)
     cast = Cast(E4M3, (3, 5))
     assert cast_operand(x, cast, -1).side == cast_operand(x, cast, -2).side == 5
@@ -267,7 +267,7 @@ def test_an_operand_knows_its_blocks_and_what_bf16_makes_of_it():
         ).all()
 
 
-def test_bf16_multiplications_may_take_subnormal_numbers_for_0():
+def test_bf16_multiplications_may_flush_subnormal_numbers_to_0():
     for size_a, size_b in ((1e-39, 1.0), (1e-20, 1e-20)):
         a, b = (size_a * torch.randn(64, 64)).bfloat16(), (size_b * torch.randn(64, 64)).bfloat16()
         for kind in KINDS:
@@ -299,8 +299,8 @@ def some(values, *shape):
         Accumulator.bf16("stochastic"),
     ],
 )
-def test_accumulators_hold_their_part_of_the_bound(accumulator, fmt):
-    """Sums of codes alone, where no rounding of operands covers a mistake."""
+def test_accumulators_stay_within_their_part_of_the_bound(accumulator, fmt):
+    """Sums of codes alone, where no rounding of operands hides a mistake."""
     for depth in (1, 31, 32, 33, 150):
         for name, make in CODES.items():
             a, b = make(fmt, 16, depth), make(fmt, depth, 16)
@@ -311,8 +311,8 @@ def test_accumulators_hold_their_part_of_the_bound(accumulator, fmt):
             assert (error <= limit)[limit.isfinite()].all(), (depth, name)
 
 
-def test_a_tensor_core_cuts_its_terms_and_then_their_sum():
-    """31 times 1.249 with 2 bits: each becomes 1, and 31 becomes 28. One cut alone would not be enough."""
+def test_a_tensor_core_truncates_its_terms_and_then_their_sum():
+    """31 times 1.249 with 2 bits: each becomes 1, and 31 becomes 28. Two truncations, not one."""
     a, one = torch.full((1, 31), 1 + 255 / 1024), torch.ones(31, 1)
     core, formats = Accumulator.tensor_core(2), (FP16, FP16)
     assert float(core.matmul(a, one, formats=formats)) == 28
@@ -321,7 +321,7 @@ def test_a_tensor_core_cuts_its_terms_and_then_their_sum():
     assert 31 * a[0, 0] - 28 <= float(limit) < 2 * (31 * a[0, 0] - 28)
 
 
-def test_float32_sums_hold_their_part_of_the_bound():
+def test_float32_sums_stay_within_their_part_of_the_bound():
     a, b = torch.rand(4, 2000), torch.rand(2000, 4)
     exact = a.double() @ b.double()
     for every in (None, 1, 100):
@@ -335,10 +335,10 @@ def test_float32_sums_hold_their_part_of_the_bound():
 
 
 def test_exact_operands_and_sums_come_near_the_bound():
-    """Nothing to spare where the worst case happens: every number halfway, all rounded in one direction."""
+    """No slack in the worst case: every number a midpoint, all rounded in one direction."""
     a, one = torch.full((4, 64), 1 + 1 / 16), torch.ones(64, 4)
     error = (matmul(a, one, NAIVE).double() - exact_product(a, one)).abs()
-    # Of u 2^0 for each factor, of which the ones are exact, but this is not assumed.
+    # The bound has u 2^0 for each factor; that the ones are exact is not assumed.
     assert 0.45 < float((error / bound(a, one, NAIVE)).min()) < 0.51
     a, recipe = torch.full((4, 64), 1.75), same("fp4", Cast(E2M1, None, "none"))
     error = (matmul(a, a.T, recipe).double() - exact_product(a, a.T)).abs()
@@ -349,13 +349,13 @@ def test_exact_operands_and_sums_come_near_the_bound():
     torch.testing.assert_close(saturated, error, rtol=1e-4, atol=0)
     a, b = (1e15 * (1 + torch.rand(9, 80)) for _ in "ab")
     error = (matmul(a, b.T, NAIVE).double() - exact_product(a, b.T)).abs()
-    assert (error <= bound(a, b.T, NAIVE)).all()  # where float64's own rounding is all there is to spare
+    assert (error <= bound(a, b.T, NAIVE)).all()  # where float64's own rounding is the only slack
     a = torch.full((4, 64), 5e-4)
     error = (matmul(a, one, NAIVE).double() - exact_product(a, one)).abs()
     torch.testing.assert_close(bound(a, one, NAIVE), error, rtol=1e-4, atol=0)
 
 
-def test_probabilistic_is_never_larger_and_follows_the_failure():
+def test_probabilistic_bounds_are_never_larger_and_shrink_with_the_failure():
     a, b = torch.randn(20, 600), torch.randn(600, 20)
     random = ROWWISE.with_(accumulator=Accumulator.bf16("stochastic"))
     for recipe in (DEEPSEEK_V3, FULL, random, ROWWISE.with_(accumulator=Accumulator.tensor_core())):
@@ -366,8 +366,8 @@ def test_probabilistic_is_never_larger_and_follows_the_failure():
     assert torch.equal(one, bound(a[:, :1], b[:1], DEEPSEEK_V3, "probabilistic"))
 
 
-def test_the_failure_is_what_is_promised():
-    """With a failure of 1/2 some results may exceed the bound: at most half, and being safe, far fewer."""
+def test_the_failure_probability_is_respected():
+    """With a failure of 1/2 at most half of the results may exceed the bound; in practice far fewer do."""
     failed = 0
     for _ in range(200):
         a, b = torch.randn(4, 256), torch.randn(256, 4)
@@ -376,10 +376,10 @@ def test_the_failure_is_what_is_promised():
     assert failed <= 10
 
 
-# where nothing can be said, and where the model does not hold
+# where there is no bound, and where the model does not hold
 
 
-def test_infinite_where_nothing_can_be_said():
+def test_infinite_where_there_is_no_bound():
     a, b = torch.randn(4, 64), torch.randn(64, 5)
     a[1, 7], a[2, 9], b[3, 4] = torch.inf, torch.nan, -torch.inf
     for recipe in (FULL, DEEPSEEK_V3, same("fp4", Cast(E2M1, (1, 16))), DEEPSEEK_V3.with_(backend="blocks")):
@@ -398,7 +398,7 @@ def test_infinite_where_nothing_can_be_said():
 
 
 def test_sums_in_fp16_overflow_on_codes_that_use_e4m3s_range():
-    """The trap: the codes are summed before they are scaled, and two of 448 already make 200704."""
+    """Trap: the codes are summed before they are scaled, and 448² is already 200704."""
     a, b = torch.randn(8, 256), torch.randn(256, 8)
     recipe = DEEPSEEK_V3.with_(accumulator=Accumulator.fp16())
     assert bound(a, b, recipe).isinf().all()
@@ -407,7 +407,7 @@ def test_sums_in_fp16_overflow_on_codes_that_use_e4m3s_range():
 
 
 def test_constants_exceed_the_probabilistic_bound():
-    """The trap: all errors are equal, and add up like K. The deterministic bound holds."""
+    """Trap: all errors are equal, and add up like K. The deterministic bound holds."""
     a, b = torch.full((2, 4096), 1.06), torch.full((4096, 2), 1.0)
     recipe = same("unscaled", Cast(E4M3, None, "none"))
     error = (matmul(a, b, recipe).double() - exact_product(a, b)).abs()
@@ -416,7 +416,7 @@ def test_constants_exceed_the_probabilistic_bound():
 
 
 def sequential(terms_RK, fmt_accumulator):
-    """Each row's terms added one after another, and the exact sums and sums of magnitudes."""
+    """The errors of each row's sum, one term added after another, and the sums of magnitudes."""
     ones = torch.ones(terms_RK.shape[1], 1)
     got = fmt_accumulator.matmul(terms_RK, ones).double()[:, 0]
     return (got - terms_RK.double().sum(1)).abs(), terms_RK.double().abs().sum(1)
@@ -430,8 +430,8 @@ def sequential(terms_RK, fmt_accumulator):
     ],
     ids=["fp16", "bf16"],
 )
-def test_gamma_holds_for_16_bit_sums_and_its_square_root_only_for_random_signs(accumulator, u, depths):
-    """The trap: a long sum of one sign swallows what is small beside it, again and again in one direction."""
+def test_gamma_holds_for_16_bit_sums_and_the_square_root_only_for_random_signs(accumulator, u, depths):
+    """Trap: a long sum of one sign absorbs small terms, always in one direction."""
     *short, long = depths
     for depth in short:
         signs, positive = (quantize(x / 8, E4M3, scale="none").dequantize() for x in (
@@ -459,7 +459,7 @@ def test_gamma():
     assert gamma_probabilistic(1e9, 0.5, 10.0) == math.inf
 
 
-def test_nothing_to_sum():
+def test_empty_and_zero_sums():
     for recipe in (FULL, DEEPSEEK_V3, DEEPSEEK_V3_POW2, ROWWISE.with_(accumulator=Accumulator.tensor_core())):
         for kind in KINDS:
             assert bound(torch.zeros(3, 0), torch.zeros(0, 2), recipe, kind).max() < 1e-30
@@ -479,7 +479,7 @@ def test_nothing_to_sum():
         ({"b_KN": torch.ones(5, 4)}, r"\(5, 4\)"),
     ],
 )
-def test_impossible_bounds_are_refused(arguments, message):
+def test_invalid_arguments_are_refused(arguments, message):
     arguments = {"a_MK": torch.ones(2, 3), "b_KN": torch.ones(3, 4), "recipe": FULL} | arguments
     with pytest.raises(ValueError, match=message):
         bound(**arguments)

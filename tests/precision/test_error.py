@@ -1,4 +1,4 @@
-"""The measures of an error against their definitions in numpy, the causes against cases with one cause."""
+"""The error metrics against their definitions in numpy, the causes against cases with one cause."""
 
 import math
 
@@ -16,11 +16,11 @@ from minimoe.precision.recipe import DEEPSEEK_V3, FULL, MXFP8, NAIVE, RECIPES, R
 CAUSES = ("rounding", "underflow", "saturation", "accumulation", "output")
 
 
-# the measures
+# the metrics
 
 
 @pytest.mark.parametrize("noise", [1e-12, 1e-3, 0.3, 5.0])
-def test_measures_equal_their_definitions(noise):
+def test_metrics_equal_their_definitions(noise):
     a, b = torch.randn(7, 30), torch.randn(30, 9)
     exact = a.double() @ b.double()
     actual = exact + noise * torch.randn_like(exact)
@@ -45,7 +45,7 @@ def test_measures_equal_their_definitions(noise):
 
 
 @pytest.mark.parametrize("noise", [1e-4, 0.1, 3.0])
-def test_identities_between_the_measures(noise):
+def test_identities_between_the_metrics(noise):
     exact = torch.randn(20, 20, dtype=torch.float64)
     actual = 1.1 * exact + noise * torch.randn_like(exact)
     error = measure_error(actual, exact)
@@ -58,7 +58,7 @@ def test_identities_between_the_measures(noise):
 
 
 def test_calc_diff_is_half_the_square_of_a_small_relative_error():
-    """And does not cancel: 1 - 2<x, y> / (...) in float64 would be 0 or 1e-16 here."""
+    """Without cancellation: 1 - 2<x, y> / (...) in float64 would be 0 or 1e-16 here."""
     exact = torch.randn(50, 50, dtype=torch.float64)
     error = measure_error(exact * (1 + 1e-9 * torch.randn_like(exact)), exact)
     assert error.calc_diff == pytest.approx(error.relative**2 / 2, rel=1e-6)
@@ -75,7 +75,7 @@ def test_narrow_dtypes_are_compared_in_float64():
     assert measure_error(1.5 * tiny, tiny).relative == pytest.approx(0.5, rel=1e-4)
 
 
-def test_zeros_and_what_is_not_finite():
+def test_zeros_infinities_and_nan():
     zero, one = torch.zeros(2, 2), torch.ones(2, 2)
     perfect = (0, 0, math.inf, 0, 1, 0, None)
     assert measure_error(zero, zero) == measure_error(torch.zeros(0, 3), torch.zeros(0, 3)) == perfect
@@ -109,15 +109,15 @@ def test_zeros_and_what_is_not_finite():
         ({"outliers": torch.tensor([[0]])}, r"\(1, 1\)"),
     ],
 )
-def test_what_does_not_fit_is_refused(arguments, message):
+def test_invalid_arguments_are_refused(arguments, message):
     arguments = {"actual": torch.ones(2, 3), "exact": torch.ones(2, 3)} | arguments
     with pytest.raises(ValueError, match=message):
         measure_error(**arguments)
 
 
-def test_the_frobenius_norm_does_not_see_that_an_outlier_destroys_the_rest():
-    """The trap: one column of 4096 is 1e5 times larger, all share a scale. The error over the whole looks as
-    good as ever, because the outlier is all of the norm; but 59 % of the other numbers have become 0."""
+def test_the_frobenius_norm_hides_that_an_outlier_destroys_the_rest():
+    """Trap: one column of 4096 is 1e5 times larger, and all share a scale. The error over all columns looks
+    good, because the outlier dominates the norm; but 59 % of the other numbers have become 0."""
     x = torch.randn(256, 4096)
     x[:, 1000] *= 1e5
     x[0, 1000] = 3.8e5  # the largest of some 5000 such
@@ -129,7 +129,7 @@ def test_the_frobenius_norm_does_not_see_that_an_outlier_destroys_the_rest():
     assert 6.3 < decibels(whole.off_outliers) < 6.8
     assert 0.57 < float((together[:, rest] == 0).double().mean()) < 0.61
     assert tiled.sqnr_db > 29
-    assert 28.8 < decibels(tiled.off_outliers) < 30  # 31.8 but for the 127 in a tile with the outlier
+    assert 28.8 < decibels(tiled.off_outliers) < 30  # 31.8 without the 127 in a tile with the outlier
     assert float((tiles[:, rest] == 0).double().mean()) < 0.03
 
 
@@ -138,7 +138,7 @@ def test_the_frobenius_norm_does_not_see_that_an_outlier_destroys_the_rest():
 
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_causes_add_up_to_the_whole_error(name, dtype):
+def test_causes_add_up_to_the_total_error(name, dtype):
     a = (torch.randn(3, 5, 300) * torch.randn(300).exp()).to(dtype)
     b = torch.randn(300, 7).to(dtype)
     breakdown = decompose(a, b, name)
@@ -172,7 +172,7 @@ def test_causes_add_up_with_any_accumulator_and_backend(recipe):
 
 
 def random_exact(rows, columns):
-    """Numbers that E4M3 has: integers up to 15, with the 448 that makes the scale 1."""
+    """Numbers that E4M3 has: integers up to 15, and 448, which makes the scale 1."""
     x = torch.randint(1, 16, (rows, columns)).float()
     x[:, 0] = 448
     x[0] = 448
@@ -191,7 +191,7 @@ ONLY = {  # cause: operands and recipe with that cause alone
 
 
 @pytest.mark.parametrize("cause", CAUSES)
-def test_a_case_of_one_cause_is_attributed_to_it_alone(cause):
+def test_an_error_with_one_cause_is_attributed_to_it_alone(cause):
     breakdown = decompose(*ONLY[cause]())
     assert breakdown.dominant == cause
     norms = breakdown.norms()
@@ -218,15 +218,15 @@ def test_the_causes_of_one_number():
         assert sum(float(getattr(breakdown, other)) != 0 for other in CAUSES) == 1, value
 
 
-def test_whole_numbers_underflow_only_to_zero():
+def test_integers_underflow_only_to_zero():
     recipe = FULL.with_(activation=Cast(INT8, None, "none"))
     for value, cause in ((0.3, "underflow"), (0.9, "underflow"), (1.3, "rounding"), (100.2, "rounding")):
         assert decompose(torch.full((1, 1), value), torch.ones(1, 1), recipe).dominant == cause
 
 
-def test_the_gradients_story():
-    """Why recipes scale: small gradients under the naive recipe underflow, large ones saturate; tiles leave
-    rounding. MX's rule lets the largest of a block saturate."""
+def test_why_gradients_need_scales():
+    """Without scales small gradients underflow and large ones saturate; with tiles only rounding is left. By
+    MX's rule the largest number of a block may saturate."""
     g, w = torch.randn(32, 256), torch.randn(256, 32)
     assert decompose(1e-4 * g, w, NAIVE).dominant == "underflow"
     assert decompose(1e4 * g, w, NAIVE).dominant == "saturation"
@@ -237,7 +237,7 @@ def test_the_gradients_story():
     assert 0.005 < decompose(g, w, MXFP8).norms()["saturation"] < 0.03
 
 
-def test_float64_that_is_no_float32_is_rounded_and_beyond_its_range_lost():
+def test_float64_is_rounded_to_float32_and_saturates_beyond_its_range():
     a, one = torch.tensor([[1 / 3]], dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
     breakdown = decompose(a, one, FULL)
     assert breakdown.dominant == "rounding"
@@ -245,7 +245,7 @@ def test_float64_that_is_no_float32_is_rounded_and_beyond_its_range_lost():
     assert decompose(1e300 * a, one, FULL).dominant == "saturation"
 
 
-def test_quantized_weights_are_exact_and_nothing_costs_nothing():
+def test_quantized_weights_are_exact_and_empty_products_have_no_error():
     a, b = random_exact(8, 128), torch.randn(128, 8)
     breakdown = decompose(a, quantize(b, E5M2, (128, 128)), ROWWISE)
     assert breakdown.rounding.abs().max() == breakdown.underflow.abs().max() == 0
@@ -266,7 +266,7 @@ def test_stochastic_sums_add_up_as_well():
     torch.testing.assert_close(breakdown.total, whole, rtol=0, atol=1e-12 * float(whole.norm()))
 
 
-def test_what_is_not_finite_shows_in_the_parts():
+def test_nan_shows_in_the_parts():
     a = torch.randn(4, 64)
     a[1, 1] = torch.nan
     breakdown = decompose(a, torch.randn(64, 4), DEEPSEEK_V3)

@@ -1,4 +1,4 @@
-"""Number formats against ml_dtypes, gfloat, torch and numpy: what every code means, and the facts."""
+"""Number formats against ml_dtypes, gfloat, torch and numpy: the value of every code, and the properties."""
 
 import ml_dtypes
 import numpy as np
@@ -27,13 +27,13 @@ from minimoe.precision import (
 
 
 @pytest.mark.parametrize("fmt", FLOATING, ids=str)
-def test_every_code_means_what_gfloat_says(fmt):
+def test_the_value_of_every_code_is_gfloats(fmt):
     expected = decode_ndarray(gfloat_info(fmt), np.arange(2**fmt.bits))
     same_bits(fmt.values.numpy(), expected)
 
 
 @pytest.mark.parametrize("fmt", ML_DTYPES, ids=str)
-def test_every_code_means_what_ml_dtypes_says(fmt):
+def test_the_value_of_every_code_is_ml_dtypes(fmt):
     dtype = ML_DTYPES[fmt]
     codes = np.arange(2**fmt.bits, dtype=np.uint16 if fmt.bits > 8 else np.uint8)
     with np.errstate(invalid="ignore"):  # numpy warns of bf16's signalling NaNs
@@ -41,13 +41,13 @@ def test_every_code_means_what_ml_dtypes_says(fmt):
 
 
 @pytest.mark.parametrize("fmt", [fmt for fmt in LISTED if fmt.dtype is not None], ids=str)
-def test_every_code_means_what_torch_says(fmt):
+def test_the_value_of_every_code_is_torchs(fmt):
     codes = torch.arange(2**fmt.bits).to(torch.int16 if fmt.bits > 8 else torch.uint8)
     same_bits(fmt.values.numpy(), codes.view(fmt.dtype).double().numpy())
 
 
-def test_int8_is_the_whole_numbers_of_mx_without_the_lowest():
-    """gfloat's are over 64, as in MX; the code of -128 means nothing here."""
+def test_int8_is_the_integers_of_mx_without_the_lowest():
+    """gfloat divides by 64, as in MX; the code of -128 is unused here."""
     theirs = decode_ndarray(gfloat_info(INT8), np.arange(256)) * 64
     assert theirs.min() == theirs[128] == -128
     theirs[128] = np.nan
@@ -56,7 +56,7 @@ def test_int8_is_the_whole_numbers_of_mx_without_the_lowest():
 
 
 @pytest.mark.parametrize("fmt", FLOATING, ids=str)
-def test_facts_are_those_of_gfloat(fmt):
+def test_properties_equal_gfloats(fmt):
     info = gfloat_info(fmt)
     assert (fmt.bits, fmt.bias, fmt.signed) == (info.k, info.bias, info.is_signed)
     assert fmt.max == info.max
@@ -67,7 +67,7 @@ def test_facts_are_those_of_gfloat(fmt):
 
 
 @pytest.mark.parametrize("fmt", ML_DTYPES, ids=str)
-def test_facts_are_those_of_ml_dtypes(fmt):
+def test_properties_equal_ml_dtypes(fmt):
     info = ml_dtypes.finfo(ML_DTYPES[fmt])
     assert (fmt.exponent_bits, fmt.mantissa_bits, fmt.bits) == (info.nexp, info.nmant, info.bits)
     assert (fmt.max, fmt.min_normal) == (float(info.max), float(info.smallest_normal))
@@ -76,22 +76,22 @@ def test_facts_are_those_of_ml_dtypes(fmt):
 
 
 @pytest.mark.parametrize("fmt", [fmt for fmt in FORMATS.values() if fmt.dtype is not None], ids=str)
-def test_facts_are_those_of_torch(fmt):
+def test_properties_equal_torchs(fmt):
     info = torch.finfo(fmt.dtype)
     assert (fmt.max, fmt.min_normal, fmt.bits) == (info.max, info.smallest_normal, info.bits)
-    if fmt != E5M2FNUZ:  # for which torch 2.13 says 2^-3, with 2 bits of mantissa
+    if fmt != E5M2FNUZ:  # for which torch 2.13 reports 2^-3, with 2 bits of mantissa
         assert fmt.unit_roundoff == info.eps / 2
 
 
 @pytest.mark.parametrize("fmt", LISTED, ids=str)
-def test_facts_are_those_of_the_list_of_values(fmt):
+def test_properties_follow_from_the_list_of_values(fmt):
     values = fmt.values
     finite = values[values.isfinite()]
     assert len(values) == 2**fmt.bits
     assert fmt.max == finite.max()
     assert fmt.min_subnormal == finite[finite > 0].min()
     assert fmt.has_infinity == values.isinf().any()
-    if fmt.exponent_bits:  # the unused code of whole numbers is shown as NaN, and is none
+    if fmt.exponent_bits:  # the unused code of integers is listed as NaN, but is not one
         assert fmt.has_nan == values.isnan().any()
     assert fmt.signed == (finite < 0).any()
     if fmt.exponent_bits and fmt.min_normal <= 1:  # u is half the distance from 1 to its neighbour
@@ -114,12 +114,12 @@ def test_facts_are_those_of_the_list_of_values(fmt):
     ],
     ids=str,
 )
-def test_the_papers_numbers(fmt, largest, least, n_codes):
+def test_the_published_properties(fmt, largest, least, n_codes):
     assert (fmt.max, fmt.min_subnormal, 2**fmt.bits) == (largest, least, n_codes)
 
 
-def test_wide_formats_are_those_of_numpy():
-    """FP32 has too many codes to list, but its facts can be compared; TF32 is FP32's range, FP16's steps."""
+def test_wide_formats_equal_numpys():
+    """FP32 has too many codes to list; TF32 has FP32's range and FP16's steps."""
     info = np.finfo(np.float32)
     assert (FP32.max, FP32.min_normal, FP32.min_subnormal) == (info.max, info.tiny, info.smallest_subnormal)
     assert FP32.unit_roundoff == info.eps / 2
@@ -129,7 +129,7 @@ def test_wide_formats_are_those_of_numpy():
         FP32.values  # noqa: B018
 
 
-def test_formats_are_equal_by_what_they_are_and_found_by_name():
+def test_formats_are_equal_by_their_fields_and_found_by_name():
     assert Format("other", 4, 3, "fn") == E4M3
     assert Format("E4M3", 4, 3) != E4M3
     assert len({E4M3, Format("other", 4, 3, "fn"), E5M2}) == 2
@@ -149,7 +149,7 @@ def test_formats_are_equal_by_what_they_are_and_found_by_name():
         ((0, 0, "finite"), "0 exponent and 0 mantissa bits.*not both 0"),
         ((11, 3), "11 exponent and 3 mantissa.*float64"),
         ((8, 51), "8 exponent and 51 mantissa"),
-        ((1, 6), "1 exponent and 6 mantissa bits are invalid for 'ieee'"),  # infinity would be all there is
+        ((1, 6), "1 exponent and 6 mantissa bits are invalid for 'ieee'"),  # infinity would be the only value
         ((5, 0), "are invalid for 'ieee'"),  # no mantissa bit to tell NaN from infinity
         ((4, 0, "fn"), "4 exponent and 0 mantissa bits are invalid for 'fn'"),
         ((0, 7, "fn"), "are invalid for 'fn'"),
@@ -159,12 +159,12 @@ def test_formats_are_equal_by_what_they_are_and_found_by_name():
         ((4, 3, "fin"), "specials must be one of ieee, fn, fnuz, finite, scale, not 'fin'"),
     ],
 )
-def test_impossible_formats_are_refused(arguments, message):
+def test_invalid_formats_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Format("mine", *arguments)
 
 
 @pytest.mark.parametrize("name", ["E9M9", "", 8, None])
-def test_unknown_names_are_refused_with_those_that_there_are(name):
+def test_unknown_names_are_refused_with_the_known_ones(name):
     with pytest.raises(ValueError, match=r"unknown format .*; use one of E4M3, .*, INT8, or define a Format"):
         as_format(name)

@@ -1,6 +1,7 @@
 """Blocks, scales and 8-bit storage, against numpy in float64, block by block."""
 
 import math
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -19,6 +20,7 @@ from minimoe.precision import (
     FP16,
     INT8,
     Quantized,
+    blockwise,
     decode,
     encode,
     fake_quantize,
@@ -61,7 +63,7 @@ def numpy_scale(amax, fmt, rule):
 @pytest.mark.parametrize("block", BLOCKS[1:])
 @pytest.mark.parametrize("rule", SCALES)
 def test_quantize_equals_numpy_block_by_block(block, rule):
-    """Ragged edges included: 130 x 259 is a multiple of nothing."""
+    """Ragged edges included: 130 x 259 is a multiple of no block."""
     x = torch.randn(130, 259) * torch.randn(130, 259).exp()
     for fmt in (E4M3, E5M2, E2M1):
         q = quantize(x, fmt, block, rule)
@@ -85,8 +87,8 @@ def test_quantize_equals_numpy_block_by_block(block, rule):
 
 @pytest.mark.parametrize("fmt", EIGHT_BITS, ids=str)
 @pytest.mark.parametrize("shape", [(300, 200), (3, 130, 257), (77,), (2, 3, 128, 128), (), (0, 5), (4, 0)])
-def test_the_short_way_is_the_long_way(fmt, shape):
-    """fake_quantize is quantize and dequantize; both are round_to under the scales."""
+def test_fake_quantize_equals_quantize_and_dequantize(fmt, shape):
+    """Both are round_to under the scales."""
     x = torch.randn(shape) * 3
     for block in BLOCKS:
         for rule in ("fp32", "pow2", "ocp"):
@@ -98,6 +100,23 @@ def test_the_short_way_is_the_long_way(fmt, shape):
             assert torch.equal(
                 fake_quantize(x, fmt, block, rule, torch.bfloat16), q.dequantize(torch.bfloat16)
             )
+
+
+@pytest.mark.parametrize("fmt", EIGHT_BITS, ids=str)
+@pytest.mark.parametrize("shape", [(130, 200), (3, 130, 57), (2, 3, 64, 128), (77,), (), (0, 5), (4, 0)])
+def test_the_chunked_way_on_a_cpu_equals_the_definition(monkeypatch, fmt, shape):
+    """Codes, scales and numbers, in chunks larger and smaller than a matrix, a row of blocks and a block."""
+    for dtype, rule, chunk in ((torch.float32, "fp32", 1 << 10), (torch.bfloat16, "ocp", 1 << 17)):
+        monkeypatch.setattr(blockwise, "CHUNK", chunk)
+        x = (torch.randn(shape) * 3).to(dtype)
+        for block in BLOCKS:
+            with monkeypatch.context() as patch:
+                fast = quantize(x, fmt, block, rule), fake_quantize(x, fmt, block, rule)
+                patch.setattr(sys.modules[quantize.__module__], "quantize_chunks", lambda *arguments: None)
+                slow = quantize(x, fmt, block, rule), fake_quantize(x, fmt, block, rule)
+            assert torch.equal(fast[0].data.view(torch.uint8), slow[0].data.view(torch.uint8))
+            assert torch.equal(fast[0].scale, slow[0].scale)
+            assert torch.equal(fast[1], slow[1])
 
 
 def test_leading_axes_have_blocks_of_their_own_and_no_block_is_one_scale():
@@ -122,7 +141,7 @@ def test_storage_is_8_bits_and_counts_its_scales():
     assert quantize(x, E2M1, (1, 32), "ocp").data.dtype == torch.uint8
 
 
-def test_transposed_codes_mean_the_transpose():
+def test_transposed_codes_dequantize_to_the_transpose():
     x = torch.randn(200, 300)
     for block in BLOCKS:
         q = quantize(x, E4M3, block)
@@ -146,6 +165,7 @@ def test_codes_decode_to_their_values_and_back(fmt):
     torch.testing.assert_close(decode(again, fmt), expected[real], rtol=0, atol=0)
 
 
+@pytest.mark.compile
 def test_decode_compiles_to_the_same():
     codes = torch.arange(256, dtype=torch.uint8)
     for fmt in (E4M3, E5M2):
@@ -153,6 +173,7 @@ def test_decode_compiles_to_the_same():
         torch.testing.assert_close(compiled(codes), fmt.values.float(), rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.compile
 def test_quantize_compiles_to_the_same():
     x = torch.randn(128, 256)
     x[3, 5] = torch.inf
@@ -164,7 +185,7 @@ def test_quantize_compiles_to_the_same():
 
 
 def test_a_block_of_zeros_has_scale_1_and_stays_zero():
-    """Trap: 448 / 0, and padded zero rows, gave NaN elsewhere."""
+    """Trap: 448 / 0, and padding with rows of zeros, give NaN in some implementations."""
     x = torch.randn(4, 256)
     x[1] = 0
     x[2, :128] = 0
@@ -177,8 +198,8 @@ def test_a_block_of_zeros_has_scale_1_and_stays_zero():
 
 @pytest.mark.parametrize("fmt", [E4M3, E5M2], ids=str)
 @pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
-def test_one_bad_number_spares_the_other_127(fmt, bad):
-    """Trap: an infinite amax makes an infinite scale, and zeros of all its neighbours."""
+def test_one_infinity_or_nan_does_not_affect_the_other_127(fmt, bad):
+    """Trap: an infinite amax gives an infinite scale, and makes all others in the block 0."""
     x = torch.randn(2, 256)
     clean = quantize(x, fmt, (1, 128))
     x[0, 3] = bad
@@ -193,7 +214,7 @@ def test_one_bad_number_spares_the_other_127(fmt, bad):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_other_dtypes_keep_what_is_not_finite(dtype):
+def test_other_dtypes_keep_infinities_and_nan(dtype):
     x = torch.randn(2, 256).bfloat16().to(dtype)
     x[0, 3], x[1, 7] = torch.inf, torch.nan
     for block in (None, (1, 128)):
@@ -216,7 +237,7 @@ def test_a_format_without_nan_says_so_in_the_scale():
 
 @pytest.mark.parametrize("amax", [1e-4, 1e-10, 1e-30, 2.0**-118, 2.0**-126, 1e-42, 2.0**-149])
 def test_tiny_blocks_keep_what_float32_can_hold(amax):
-    """Trap: 448 / amax overflows below 1.3e-36; a floor of 1e-4 on amax ruins gradients."""
+    """Trap: 448 / amax overflows below 1.3e-36; a minimum of 1e-4 for amax ruins gradients."""
     x = torch.linspace(-amax, amax, 128)
     for rule in ("fp32", "pow2", "ocp"):
         y = fake_quantize(x, E4M3, (1, 128), rule)
@@ -224,7 +245,7 @@ def test_tiny_blocks_keep_what_float32_can_hold(amax):
         if amax >= 448 * 2.0**-126:
             assert ((y - x).abs() <= amax / 15).all()
             assert y.abs().max() > 0.8 * amax
-        else:  # the scale is held at 2^-126: what is left is the format's smallest number times that
+        else:  # the scale is 2^-126: the smallest step is the format's smallest number times that
             assert ((y - x).abs() <= x.abs() / 17 + 2.0**-136).all()
 
 
@@ -237,7 +258,7 @@ def test_huge_blocks_do_not_overflow_while_scaling(amax):
 
 
 def test_power_of_two_scales_round_up_just_above_a_power():
-    """Trap: down, and the block's largest saturates; floor(log2) is wrong just below a power of two."""
+    """Trap: rounded down, the block's largest number saturates; floor(log2) is wrong just below a power."""
     for exponent in range(-110, 110):
         exact = torch.tensor([448 * 2.0**exponent])
         above, below = exact.nextafter(torch.tensor(torch.inf)), exact.nextafter(torch.tensor(0.0))
@@ -259,8 +280,8 @@ def test_scales_are_never_zero_dimensional():
     assert q.dequantize().dtype == torch.float32
 
 
-def test_requantising_along_the_other_axis():
-    """Trap: with scales that are powers of two it loses (next to) nothing, with float32 scales decibels."""
+def test_requantizing_along_the_other_axis():
+    """Trap: with scales that are powers of two it costs (almost) nothing, with float32 scales decibels."""
     x = torch.randn(256, 256)
 
     def loss(rule):
@@ -277,14 +298,14 @@ def test_bf16_and_float64_are_rounded_once():
     assert torch.equal(
         fake_quantize(x.bfloat16(), E4M3, (1, 128)), fake_quantize(x.bfloat16().float(), E4M3, (1, 128))
     )
-    # 1.0625 is half way between 1 and 1.125; in float32 the tail is gone, and the tie goes down.
+    # 1.0625 is the midpoint of 1 and 1.125; float32 drops the tail, and the tie goes down.
     x64 = torch.tensor([[448.0, 1.0625 + 1e-12]], dtype=torch.float64)
     assert fake_quantize(x64, E4M3).tolist() == [[448.0, 1.125]]
     assert fake_quantize(x64.float(), E4M3).tolist() == [[448.0, 1.0]]
 
 
 def test_nothing_depends_on_strides_or_pieces():
-    """Larger than the pieces it is worked on in, and seen through a transpose and a slice."""
+    """Larger than a chunk, and as a view of a transpose and of a slice."""
     x = torch.randn(700, 900)
     for block in BLOCKS:
         y = fake_quantize(x, E4M3, block)
@@ -293,7 +314,7 @@ def test_nothing_depends_on_strides_or_pieces():
 
 
 def test_signal_to_noise_of_gaussians():
-    """The published figures in dB; to a tenth or two, which no wrong scale or rounding reaches."""
+    """The published figures in dB, to 0.15: any wrong scale or rounding is further off."""
     x = torch.randn(1024, 1024)
 
     def decibels(fmt, block=None, rule="fp32"):
@@ -317,7 +338,7 @@ def test_signal_to_noise_of_gaussians():
 
 
 @pytest.mark.parametrize("block", [(0, 128), (-1, 1), (1, 2, 3), (1.5, 2), 128, "tile", (True, 1)])
-def test_a_block_that_cannot_be_is_refused(block):
+def test_invalid_blocks_are_refused(block):
     with pytest.raises(ValueError, match="block must be"):
         quantize(torch.ones(4, 4), E4M3, block)
 
@@ -344,7 +365,7 @@ def test_bad_input_is_refused():
         encode(x, FP16)
 
 
-def test_a_quantized_model_moved_to_bf16_complains_instead_of_guessing():
+def test_codes_converted_to_bf16_are_refused():
     q = quantize(torch.randn(4, 4), E4M3)
     with pytest.raises(TypeError, match="codes of E4M3 are"):
         Quantized(q.data.bfloat16(), q.scale_codes, E4M3, None).dequantize()

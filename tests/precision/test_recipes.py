@@ -1,4 +1,4 @@
-"""Matmuls under a recipe, against operands quantised by hand in numpy and multiplied in float64."""
+"""Matmuls under a recipe, against operands quantized by hand in numpy and multiplied in float64."""
 
 import ml_dtypes
 import numpy as np
@@ -29,7 +29,7 @@ from minimoe.precision.grouped_matmul import dequantized_dtype
 from minimoe.precision.scaled_mm import unsupported_reason
 
 DTYPES = {"E4M3": (ml_dtypes.float8_e4m3fn, 448.0), "E5M2": (ml_dtypes.float8_e5m2, 57344.0)}
-# What each recipe does to (activation, weight, gradient): format, rows x contracted columns, scale.
+# The casts of (activation, weight, gradient) per recipe: format, rows x contracted columns, scale.
 BY_HAND = {
     "full": [None, None, None],
     "deepseek-v3": [("E4M3", (1, 128), "fp32"), ("E4M3", (128, 128), "fp32"), ("E4M3", (1, 128), "fp32")],
@@ -66,18 +66,18 @@ def by_hand(x, cast):
     return out
 
 
-def close(actual, expected, magnitude, places=24):
-    """Within what float32 sums of some hundred terms, or ``places`` bits of the result, may differ."""
-    bound = magnitude * 300 * 2.0**-24 + np.abs(expected) * 2.0**-places
+def close(actual, expected, magnitude, bits=24):
+    """Assert equality up to the error of float32 sums of some hundred terms and ``bits`` of the result."""
+    bound = magnitude * 300 * 2.0**-24 + np.abs(expected) * 2.0**-bits
     assert actual.shape == expected.shape
     assert (np.abs(actual.detach().numpy() - expected) <= bound).all()
 
 
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("shape", [(130, 200, 150), (64, 256, 128), (5, 7, 3), (1, 130, 1)])
-def test_forward_and_both_gradients_equal_operands_quantised_by_hand(name, shape):
-    """Every product re-quantises its operands along the axis it contracts, from high precision: trap 7. The
-    upstream gradient is random, with a random scale a row: one of ones would not test its quantisation."""
+def test_forward_and_both_gradients_equal_operands_quantized_by_hand(name, shape):
+    """Every product quantizes its operands along the axis it contracts, from high precision. The upstream
+    gradient is random, with a random scale per row: one of ones would not test its quantization."""
     m, k, n = shape
     x, w = torch.randn(m, k) * torch.randn(m, 1).exp(), torch.randn(n, k) / 8
     g = torch.randn(m, n) * (3 * torch.randn(m, 1)).exp() * 1e-3
@@ -86,25 +86,25 @@ def test_forward_and_both_gradients_equal_operands_quantised_by_hand(name, shape
     y = matmul(x, w.T, name)
     y.backward(g)
     activation, weight, gradient = BY_HAND[name]
-    places = 8 if RECIPES[name].output == BF16 else 24
+    bits = 8 if RECIPES[name].output == BF16 else 24
     X, W, G = (t.detach().numpy() for t in (x, w, g))
     for actual, a, b in (
         (y, by_hand(X, activation), by_hand(W, weight).T),
         (x.grad, by_hand(G, gradient), by_hand(W.T, weight).T),
         (w.grad, by_hand(G.T, gradient), by_hand(X.T, activation).T),
     ):
-        close(actual, a @ b, np.abs(a) @ np.abs(b), places)
+        close(actual, a @ b, np.abs(a) @ np.abs(b), bits)
 
 
-@pytest.mark.parametrize("name", set(RECIPES) - {"full"})
-def test_8_bit_results_lie_near_the_exact_and_not_on_it(name):
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "full"])
+def test_8_bit_results_differ_from_full_precision_by_a_few_percent(name):
     x, w, g = torch.randn(130, 256), torch.randn(64, 256), torch.randn(130, 64)
-    found = {}
+    results = {}
     for recipe in (name, "full"):
         leaves = x.clone().requires_grad_(), w.clone().requires_grad_()
         y = matmul(leaves[0], leaves[1].T, recipe)
-        found[recipe] = (y, *torch.autograd.grad(y, leaves, g))
-    for low, full in zip(found[name], found["full"], strict=True):
+        results[recipe] = (y, *torch.autograd.grad(y, leaves, g))
+    for low, full in zip(results[name], results["full"], strict=True):
         assert 0.02 < ((low - full).norm() / full.norm()).item() < 0.08
 
 
@@ -118,22 +118,22 @@ def test_the_published_error_of_v3s_blocks():
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_definition_block_by_block_agrees_with_the_fold(name):
+def test_the_definition_block_by_block_agrees_with_dequantizing_first(name):
     a, b = torch.randn(70, 400, requires_grad=True), torch.randn(400, 50, requires_grad=True)
     recipe = RECIPES[name].with_(output=None)
     magnitude = a.abs() @ b.abs()
-    fold = matmul(a, b, recipe.with_(backend="dequantize"))
+    dequantized = matmul(a, b, recipe.with_(backend="dequantize"))
     blocks = matmul(a, b, recipe.with_(backend="blocks"))
-    assert ((fold - blocks).abs() <= 1e-6 * magnitude).all()
+    assert ((dequantized - blocks).abs() <= 1e-6 * magnitude).all()
     g = torch.randn(70, 50)
     for one, other in zip(
-        torch.autograd.grad(fold, (a, b), g), torch.autograd.grad(blocks, (a, b), g), strict=True
+        torch.autograd.grad(dequantized, (a, b), g), torch.autograd.grad(blocks, (a, b), g), strict=True
     ):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_blocks_promote_each_tile_into_float32_under_its_scales():
-    """By hand: the tensor core's sum of a tile's codes, times both scales, added to the total."""
+    """By hand: the tensor core's sum of the codes of one tile, times both scales, added to the total."""
     a, b = torch.rand(6, 300), torch.rand(300, 9)
     recipe = DEEPSEEK_V3.with_(accumulator=Accumulator.tensor_core(promote_every=128))
     qa, qb = quantize(a, E4M3, (1, 128)), quantize(b, E4M3, (128, 128))
@@ -146,25 +146,25 @@ def test_blocks_promote_each_tile_into_float32_under_its_scales():
     assert not torch.equal(total, matmul(a, b, DEEPSEEK_V3))
 
 
-def test_extreme_scales_do_not_meet_each_other():
-    """1e22 and 1e22 never meet in a product, but their blocks' scales do."""
+def test_the_product_of_extreme_scales_does_not_overflow():
+    """1e22 and 1e22 are in no common product, but the scales of their blocks are."""
     a, b = torch.zeros(1, 2), torch.zeros(2, 1)
     a[0, 0], b[1, 0] = 1e22, 1e22
     tiny = torch.full((1, 128), 1e-20), torch.full((128, 1), 1e-18)
     for one, other in ((a, b), tiny):
-        fold, blocks = (
+        dequantized, blocks = (
             matmul(one, other, DEEPSEEK_V3.with_(backend=how)) for how in ("dequantize", "blocks")
         )
-        torch.testing.assert_close(blocks, fold, rtol=1e-6, atol=0)
+        torch.testing.assert_close(blocks, dequantized, rtol=1e-6, atol=0)
 
 
-def test_bf16_multiplies_what_powers_of_two_make_exact():
+def test_the_bf16_backend_is_exact_under_scales_of_powers_of_two():
     """Products exact, sums in float32, one rounding: within half a unit of bf16 of the float32 matmul."""
     a, b = torch.randn(100, 300), torch.randn(300, 80)
-    fold = matmul(a, b, DEEPSEEK_V3_POW2.with_(backend="dequantize", output=None))
+    dequantized = matmul(a, b, DEEPSEEK_V3_POW2.with_(backend="dequantize", output=None))
     fast = matmul(a, b, DEEPSEEK_V3_POW2.with_(backend="bf16"))
     assert torch.equal(fast, fast.bfloat16().float())
-    close(fast, fold.double().numpy(), (a.abs() @ b.abs()).numpy(), places=8)
+    close(fast, dequantized.double().numpy(), (a.abs() @ b.abs()).numpy(), bits=8)
     assert torch.equal(matmul(a, b, DEEPSEEK_V3_POW2), fast) or not multiplies_bf16_fast(a.device)
     with pytest.raises(ValueError, match="unlike deepseek-v3; use 'dequantize'"):
         DEEPSEEK_V3.with_(backend="bf16")
@@ -174,21 +174,23 @@ def test_bf16_multiplies_what_powers_of_two_make_exact():
 
 
 @pytest.mark.parametrize("recipe", [TENSORWISE, ROWWISE], ids=lambda recipe: recipe.name)
-def test_the_machines_own_matmul_agrees_with_the_emulation(recipe):
+def test_the_hardware_matmul_agrees_with_the_emulation(recipe):
     a, b = torch.randn(64, 128, requires_grad=True), torch.randn(128, 48, requires_grad=True)
     reason = unsupported_reason(a, b, recipe.activation, recipe.weight)
     if reason:
         pytest.skip(reason)
-    hard, fold = (matmul(a, b, recipe.with_(backend=backend)) for backend in ("hardware", "dequantize"))
-    assert ((hard - fold).abs() <= 1e-6 * (a.abs() @ b.abs())).all()
+    hard, dequantized = (
+        matmul(a, b, recipe.with_(backend=backend)) for backend in ("hardware", "dequantize")
+    )
+    assert ((hard - dequantized).abs() <= 1e-6 * (a.abs() @ b.abs())).all()
     g = torch.randn(64, 48)
     for one, other in zip(
-        torch.autograd.grad(hard, (a, b), g), torch.autograd.grad(fold, (a, b), g), strict=True
+        torch.autograd.grad(hard, (a, b), g), torch.autograd.grad(dequantized, (a, b), g), strict=True
     ):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-def test_hardware_that_is_not_here_is_refused_with_the_reason():
+def test_unsupported_hardware_is_refused_with_the_reason():
     a = torch.randn(128, 128)
     with pytest.raises(ValueError, match=r"'hardware' does not support .*: a CPU supports one scale per"):
         matmul(a, a, DEEPSEEK_V3.with_(backend="hardware"))
@@ -201,7 +203,7 @@ def test_hardware_that_is_not_here_is_refused_with_the_reason():
 
 
 def test_the_gradient_is_not_cast_to_unscaled_8_bits():
-    """Trap 2: autograd through ``x.to(float8).float()`` casts the gradient too, and small ones vanish."""
+    """Trap: autograd through ``x.to(float8).float()`` casts the gradient too, and small ones become 0."""
     x, w = torch.randn(8, 128, requires_grad=True), torch.randn(128, 8)
     g = torch.full((8, 8), 1e-6) * torch.randn(8, 8)
     matmul(x, w, DEEPSEEK_V3).backward(g)
@@ -246,7 +248,7 @@ def test_grouped_is_group_by_group(name, sizes):
 
 
 def test_groups_are_multiplied_in_bf16_where_that_pays():
-    """A processor prepares its bf16 matmul anew for every number of rows: too dear for small groups."""
+    """A CPU prepares its bf16 matmul again for every number of rows, which is too slow for small groups."""
     a, w, casts = (
         torch.zeros(8, 32),
         torch.zeros(2, 32, 16),
@@ -266,7 +268,7 @@ def test_groups_are_multiplied_in_bf16_where_that_pays():
         assert torch.equal(y, grouped_matmul(a, w, [512, 1024], DEEPSEEK_V3_POW2.with_(backend="bf16")))
 
 
-def test_weights_held_as_codes_multiply_like_their_originals():
+def test_weights_stored_as_codes_multiply_like_their_originals():
     a, b = torch.randn(9, 300), torch.randn(200, 300)
     for recipe in (DEEPSEEK_V3, DEEPSEEK_V3_POW2, TENSORWISE, ROWWISE, MXFP8, NAIVE):
         for backend in ("auto", "blocks"):
@@ -276,7 +278,7 @@ def test_weights_held_as_codes_multiply_like_their_originals():
 
 
 def test_casts_of_one_operand_only():
-    """Weights in 8 bits, activations as they are."""
+    """Weights in 8 bits, activations in float32."""
     recipe = Recipe("weights only", weight=Cast(E4M3, (128, 128)))
     a, b = torch.randn(20, 200), torch.randn(200, 30)
     expected = a @ quantize(b, E4M3, (128, 128)).dequantize()

@@ -1,5 +1,5 @@
-"""round_to against ml_dtypes, gfloat, torch and a search through the list of values in numpy; and what
-stochastic rounding promises. The lists of values are compared with others' in test_formats.py."""
+"""round_to against ml_dtypes, gfloat, torch and a search through the list of values in numpy; and the
+statistics of stochastic rounding. The lists of values are compared with others' in test_formats.py."""
 
 import math
 import shutil
@@ -58,7 +58,7 @@ def rounded(x, fmt, **options):
 
 
 def search(x, fmt, rounding="nearest"):
-    """The rounded magnitude by search in the sorted list of values; what is beyond the largest is inf."""
+    """The rounded magnitude by search in the sorted list of values; inf beyond the largest."""
     values = fmt.values[fmt.values.isfinite()].unique().numpy()
     grid = values[values >= 0]
     top = grid[-1] + max(2.0 ** (math.frexp(fmt.max)[1] - 1 - fmt.mantissa_bits), fmt.min_subnormal)
@@ -78,7 +78,7 @@ def search(x, fmt, rounding="nearest"):
 
 
 def expected(x, fmt, rounding="nearest"):
-    """The whole of round_to with saturation, from ``search``."""
+    """round_to with saturation, from ``search``."""
     result = np.copysign(np.minimum(search(np.nan_to_num(x), fmt, rounding), fmt.max), x)
     result[np.isnan(x)] = np.nan
     result[np.isinf(x)] = x[np.isinf(x)] if fmt.specials == "ieee" else np.nan
@@ -119,8 +119,8 @@ def test_every_half_precision_number_and_many_floats_equal_gfloat(fmt, rounding)
 
 @pytest.mark.parametrize("fmt", ML_DTYPES, ids=str)
 def test_many_floats_equal_ml_dtypes(fmt):
-    """Every 1021st bit pattern of float32, so all exponents, 4.2 million; ml_dtypes answers overflow with
-    infinity or NaN, and saturates, infinities too, where the format has neither."""
+    """Every 1021st bit pattern of float32, so all exponents, 4.2 million. In ml_dtypes overflow gives
+    infinity or NaN, and saturates, infinities included, where the format has neither."""
     x = patterns(0, 2**32, 1021)
     if not fmt.has_nan:
         x = x[np.isfinite(x)]
@@ -132,8 +132,8 @@ def test_many_floats_equal_ml_dtypes(fmt):
 
 
 def test_small_e8m0_scales_follow_the_definition():
-    """Where ml_dtypes 0.6 (and torch 2.13's cast) do not: subnormal floats just above 2^-127 they round up to
-    2^-126. And ml_dtypes makes 0 NaN; ours is the smallest scale."""
+    """ml_dtypes 0.6 (and torch 2.13's cast) do not: they round subnormal floats just above 2^-127 up to
+    2^-126. And ml_dtypes converts 0 to NaN; ours is the smallest scale."""
     bits = np.array([0x400000, 0x400001, 0x500000, 0x5FFFFF, 0x600000, 0x600001, 0x800000], np.uint32)
     x = bits.view(np.float32)
     low, high = Fraction(2) ** -127, Fraction(2) ** -126
@@ -148,7 +148,7 @@ def test_small_e8m0_scales_follow_the_definition():
 @pytest.mark.parametrize("fmt", [E4M3, E5M2], ids=str)
 def test_all_floats_equal_ml_dtypes_and_gfloat(fmt):
     """All 2^32 bit patterns against ml_dtypes; against gfloat, which is slower, the positive ones from a
-    quarter of the smallest number to twice the largest: all that neither become 0 nor plainly overflow."""
+    quarter of the smallest number to twice the largest: all that neither become 0 nor clearly overflow."""
     dtype, info = ML_DTYPES[fmt], gfloat_info(fmt)
     overflow = "inf" if fmt.has_infinity else "nan"
     low, high = np.array([fmt.min_subnormal / 4, fmt.max * 2], np.float32).view(np.uint32)
@@ -162,7 +162,7 @@ def test_all_floats_equal_ml_dtypes_and_gfloat(fmt):
 
 
 def test_all_floats_of_one_binade_equal_ml_dtypes():
-    """Each of the 2^23 numbers in [16, 32): all ways that E4M3 can round a normal number, ties included."""
+    """Each of the 2^23 numbers in [16, 32): every way in which E4M3 rounds a normal number, ties included."""
     x = patterns(0x41800000, 0x42000000)
     same_bits(rounded(x, E4M3), x.astype(ml_dtypes.float8_e4m3fn).astype(np.float32))
 
@@ -187,7 +187,7 @@ def test_float64_to_float32_equals_numpy():
 
 @pytest.mark.parametrize("fmt", LISTED, ids=str)
 @pytest.mark.parametrize("rounding", ["nearest", "zero", "stochastic"])
-def test_numbers_of_the_format_stay(fmt, rounding):
+def test_numbers_of_the_format_are_unchanged(fmt, rounding):
     values = fmt.values[fmt.values.isfinite()]
     if fmt == INT8:
         values = values.where(values != 0, 0.0)  # two zeros in the list
@@ -208,7 +208,7 @@ def test_numbers_of_the_format_stay(fmt, rounding):
     ],
     ids=str,
 )
-def test_half_precision_tensors_keep_their_dtype_and_lose_nothing(fmt, dtype):
+def test_half_precision_tensors_keep_their_dtype_and_result(fmt, dtype):
     x = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
     for options in ({}, {"rounding": "zero"}, {"rounding": "stochastic", "generator": 3}):
         result = round_to(x, fmt, **options)
@@ -217,7 +217,7 @@ def test_half_precision_tensors_keep_their_dtype_and_lose_nothing(fmt, dtype):
 
 
 def test_float64_is_rounded_once():
-    """Through float32 a number beside a tie becomes the tie and goes to even, as in torch 2.13's cast."""
+    """Via float32, as in torch 2.13's cast, a number beside a tie becomes the tie and goes to even."""
     x = torch.tensor([1 + 2**-4 + 2**-40, 1 + 3 * 2**-4 - 2**-40, 464 + 2**-40], dtype=torch.float64)
     assert round_to(x, E4M3, overflow="nan").nan_to_num(-1).tolist() == [1.125, 1.125, -1]
     twice = round_to(x.float(), E4M3, overflow="nan")
@@ -292,7 +292,7 @@ def test_the_gradient_is_passed_straight_through(rounding, dtype):
         (torch.ones(2), Format("E5M40", 5, 40), {}, ValueError, "float32 cannot hold.*E5M40"),
     ],
 )
-def test_refusals_say_what_to_do(x, fmt, options, error, message):
+def test_invalid_arguments_are_refused_with_a_remedy(x, fmt, options, error, message):
     with pytest.raises(error, match=message):
         round_to(x, fmt, **options)
 
@@ -307,7 +307,7 @@ def test_refusals_say_what_to_do(x, fmt, options, error, message):
         torch.zeros(2, 3, 4, dtype=torch.int64),
     ],
 )
-def test_places_that_do_not_fit_are_refused(positions):
+def test_invalid_positions_are_refused(positions):
     with pytest.raises(ValueError, match=r"positions are torch.*pass int64 that broadcasts.*\(3, 4\)"):
         round_to(torch.ones(3, 4), E4M3, rounding="stochastic", positions=positions)
 
@@ -330,7 +330,7 @@ def test_places_that_do_not_fit_are_refused(positions):
     ids=str,
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_overflow_begins_at_the_tie_beyond_the_largest(fmt, tie, overflows, dtype):
+def test_to_nearest_overflow_begins_at_the_tie_beyond_the_largest(fmt, tie, overflows, dtype):
     tie = torch.tensor(tie, dtype=dtype)
     x = torch.stack((tie.nextafter(0 * tie), tie, tie.nextafter(10 * tie)))
     over = torch.tensor([False, overflows, True])
@@ -342,8 +342,8 @@ def test_overflow_begins_at_the_tie_beyond_the_largest(fmt, tie, overflows, dtyp
                 same_bits(round_to(sign * x, fmt, overflow=overflow).numpy(), wanted.numpy())
 
 
-def test_toward_zero_and_at_random_overflow_begins_at_the_next_number():
-    """Which E4M3 lacks: 480, where its NaN is. Between 448 and 480 chance decides."""
+def test_toward_zero_and_stochastically_overflow_begins_at_the_next_number():
+    """480, which E4M3 lacks (its code is NaN). Between 448 and 480 stochastic rounding goes either way."""
     x = torch.tensor([448.0, 479.9, 480.0, 1e30])
     same_bits(
         round_to(x, E4M3, rounding="zero", overflow="nan").numpy(), np.array([448, 448, np.nan, np.nan])
@@ -357,8 +357,8 @@ def test_toward_zero_and_at_random_overflow_begins_at_the_next_number():
 
 @pytest.mark.parametrize("fmt", ALL, ids=str)
 @pytest.mark.parametrize("rounding", ["nearest", "zero", "stochastic"])
-def test_infinities_and_nan_are_no_overflow(fmt, rounding):
-    """They say that a computation diverged, and no policy hides that."""
+def test_infinities_and_nan_are_not_overflow(fmt, rounding):
+    """They show that a computation diverged, and no policy hides that."""
     x = torch.tensor([torch.nan, torch.inf, -torch.inf, 1.0], dtype=torch.float64)
     wanted = [np.nan, np.inf, -np.inf] if fmt.specials == "ieee" else [np.nan] * 3
     for overflow in ("saturate", "inf", "nan"):
@@ -409,7 +409,7 @@ def error_bound(p, n):
     ],
     ids=str,
 )
-def test_both_neighbours_come_as_often_as_they_should(fmt, low, high, dtype):
+def test_both_neighbors_occur_with_the_right_probability(fmt, low, high, dtype):
     n = 1 << 18
     for p in (1 / 2, 1 / 4, 15 / 16, 1 / 1024):
         x = torch.full((n,), low + p * (high - low), dtype=dtype)  # exact, in float32 too
@@ -420,17 +420,17 @@ def test_both_neighbours_come_as_often_as_they_should(fmt, low, high, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_mean_over_keys_is_the_number(dtype):
-    """Each place by itself, over 3000 keys; the error is at most half a step times five deviations."""
+    """Each position separately, over 3000 keys; the error is at most half a step times five deviations."""
     x = torch.randn(256, dtype=dtype)
     n = 3000
     mean = torch.stack([round_to(x, E4M3, rounding="stochastic", generator=key) for key in range(n)]).mean(0)
-    low, high = neighbours(x.numpy(), E4M3)
+    low, high = neighbors(x.numpy(), E4M3)
     p = (np.abs(x.numpy()) - low) / np.where(high > low, high - low, 1)
     bound = (high - low) * (5 * np.sqrt(p * (1 - p) / n) + 5 / n)
     assert (np.abs(np.abs(mean.numpy()) - np.abs(x.numpy())) < bound).all()
 
 
-def neighbours(x, fmt):
+def neighbors(x, fmt):
     """The magnitudes of the format around each."""
     low = search(x, fmt, "zero")
     grid = np.unique(np.abs(fmt.values[fmt.values.isfinite()].numpy()))
@@ -440,12 +440,12 @@ def neighbours(x, fmt):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("fmt", [E4M3, E5M2FNUZ, E2M1, FP16, Format("E5M6", 5, 6)], ids=str)
 def test_up_is_exactly_when_the_noise_is_below_the_fraction(fmt, dtype):
-    """The definition in float64, from the noise that belongs to the places; so nothing but neighbours."""
+    """The definition in float64, from the noise at each position; so the results are neighbors only."""
     x = torch.randn(1 << 16, dtype=dtype) * 2.0 ** torch.randint(-12, 3, (1 << 16,))
     x = x.clamp(-fmt.max, fmt.max)
     key = torch.tensor(11)
     noise = uniform_at(torch.arange(len(x)), key, dtype).double().numpy()
-    low, high = neighbours(x.numpy(), fmt)
+    low, high = neighbors(x.numpy(), fmt)
     fraction = (x.abs().double().numpy() - low) / np.where(high > low, high - low, 1)
     wanted = np.where(noise < fraction, high, low)
     result = round_to(x, fmt, rounding="stochastic", generator=11).double().numpy()
@@ -456,36 +456,36 @@ def test_up_is_exactly_when_the_noise_is_below_the_fraction(fmt, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_noise_equal_to_the_fraction_goes_down(dtype):
-    """Else numbers of the format, whose fraction is 0, would be changed where the noise is 0. Below E4M3's
-    smallest number, 2^-9, every noise can be a fraction; and the next larger fraction goes up."""
+    """Otherwise numbers of the format, whose fraction is 0, would change where the noise is 0. Below E4M3's
+    smallest number, 2^-9, every noise is also a possible fraction; the next larger fraction goes up."""
     x = uniform_at(torch.arange(4096), torch.tensor(3), dtype) * 2.0**-9
     options = {"rounding": "stochastic", "generator": 3}
     assert (round_to(x, E4M3, **options) == 0).all()
     assert (round_to(x.nextafter(torch.ones_like(x)), E4M3, **options) == 2.0**-9).all()
 
 
-def splitmix64(seed, place):
-    """Steele, Lea and Flood's generator: its ``place``-th number, in whole numbers modulo 2^64."""
-    z = (seed + place * 0x9E3779B97F4A7C15) % 2**64
+def splitmix64(seed, position):
+    """Steele, Lea and Flood's generator: its ``position``-th number, in integers modulo 2^64."""
+    z = (seed + position * 0x9E3779B97F4A7C15) % 2**64
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
     return z ^ (z >> 31)
 
 
 def test_the_noise_is_splitmix64():
-    """Numbers of that generator, its place the position xor a scrambled key: bits that all devices give."""
+    """Its counter is the position xor a scrambled key: the same bits on all devices."""
     assert splitmix64(1234567, 1) == 6457827717110365317  # published
     assert splitmix64(1234567, 2) == 3203168211198807973
-    places = [0, 1, 2, 77, 2**31, 2**40 + 3, 2**63 - 1]
+    positions = [0, 1, 2, 77, 2**31, 2**40 + 3, 2**63 - 1]
     for key in (0, 1, -1, 1 << 40, -(2**63)):
-        whole = [splitmix64(0, place ^ splitmix64(key, 1)) for place in places]
+        whole = [splitmix64(0, position ^ splitmix64(key, 1)) for position in positions]
         for dtype, bits in {torch.float32: 24, torch.float64: 53}.items():
-            noise = uniform_at(torch.tensor(places), torch.tensor(key), dtype)
+            noise = uniform_at(torch.tensor(positions), torch.tensor(key), dtype)
             assert noise.tolist() == [(z >> (64 - bits)) / 2**bits for z in whole]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_noise_is_uniform_and_its_places_and_keys_are_strangers(dtype):
+def test_the_noise_is_uniform_and_uncorrelated_over_positions_and_keys(dtype):
     bits = 24 if dtype == torch.float32 else 53
     n = 1 << 18
     noise = torch.stack([uniform_at(torch.arange(n), torch.tensor(key), dtype) for key in (0, 1, 2, -5)])
@@ -508,24 +508,24 @@ def test_the_noise_is_uniform_and_its_places_and_keys_are_strangers(dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_same_bits_in_any_order_tiling_layout_and_number_of_threads(dtype):
     x = torch.randn(64, 4096, dtype=dtype)
-    places = torch.arange(x.numel()).view(x.shape)
+    where = torch.arange(x.numel()).view(x.shape)
 
     def rounded_at(t, positions=None):
         return round_to(t, E4M3, rounding="stochastic", generator=5, positions=positions)
 
     whole = rounded_at(x)
-    assert torch.equal(rounded_at(x, places), whole)
-    assert torch.equal(rounded_at(x.t().contiguous().t()), whole)  # place by index, not by memory
-    assert torch.equal(rounded_at(x.t(), places.t()), whole.t())
+    assert torch.equal(rounded_at(x, where), whole)
+    assert torch.equal(rounded_at(x.t().contiguous().t()), whole)  # position by index, not by memory
+    assert torch.equal(rounded_at(x.t(), where.t()), whole.t())
     order = torch.randperm(x.numel()).view(x.shape)
     assert torch.equal(rounded_at(x.view(-1)[order], order), whole.view(-1)[order])
-    tiles = [rounded_at(x[i : i + 16, j : j + 1024], places[i : i + 16, j : j + 1024])
+    tiles = [rounded_at(x[i : i + 16, j : j + 1024], where[i : i + 16, j : j + 1024])
              for i in range(0, 64, 16) for j in range(0, 4096, 1024)]  # fmt: skip
     rows = [torch.cat(tiles[i : i + 4], 1) for i in range(0, 16, 4)]
     assert torch.equal(torch.cat(rows), whole)
     torch.set_num_threads(2)
     assert torch.equal(rounded_at(x), whole)
-    for few in (torch.tensor(7), places[:, :1], places[:1]):  # one place for many is one noise for them
+    for few in (torch.tensor(7), where[:, :1], where[:1]):  # equal positions have equal noise
         assert torch.equal(rounded_at(x, few), rounded_at(x, few.expand(x.shape)))
 
 
@@ -547,7 +547,7 @@ def test_the_key_decides_and_a_generator_advances_by_one_draw():
     state = torch.get_rng_state()
     rounded_with(3)
     round_to(x, E4M3)
-    assert torch.equal(torch.get_rng_state(), state)  # a seed and other ways of rounding draw nothing
+    assert torch.equal(torch.get_rng_state(), state)  # with a seed, or to nearest, nothing is drawn
     default = rounded_with(None)
     assert not torch.equal(torch.get_rng_state(), state)
     torch.set_rng_state(state)
@@ -555,9 +555,9 @@ def test_the_key_decides_and_a_generator_advances_by_one_draw():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_small_updates_survive_at_random_only(dtype):
+def test_small_updates_survive_stochastic_rounding_only(dtype):
     """1 + 1000 * 0.001 in bf16, whose step above 1 is 0.0078: to nearest nothing is ever added (Gupta et
-    al., arXiv 1502.02551). At random one addition has at most half a step, 2^-8, of standard deviation."""
+    al., arXiv 1502.02551). Stochastically one addition has a standard deviation of at most half a step."""
     n = 4096
     nearest, random = torch.ones(2, n, dtype=dtype)
     for step in range(1000):
@@ -572,16 +572,16 @@ def test_small_updates_survive_at_random_only(dtype):
 
 
 def test_rounding_twice_is_not_rounding_once():
-    """float32 to bf16 to E4M3: a number beside a tie is moved onto it by the first rounding, and to the wrong
-    side by the second. With bf16's 4 more bits 1 in 16 lands on a tie, and half of these go wrong: 3.1%."""
+    """float32 to bf16 to E4M3: the first rounding moves a number beside a tie onto it, the second to the
+    wrong side. With bf16's 4 additional bits 1 in 16 lands on a tie, and half of these are wrong: 3.1%."""
     x = torch.randn(1 << 20)
     changed = (round_to(round_to(x, BF16), E4M3) != round_to(x, E4M3)).double().mean()
     assert abs(changed - 1 / 32) < 0.001
 
 
 def test_powers_of_two_come_from_bits_and_not_from_logarithms():
-    """Just below 2^k the logarithm rounds up to k, for almost all k. To nearest this does no harm, the number
-    goes to 2^k in any case; but towards zero and at random its lower neighbour is then a whole step off."""
+    """Just below 2^k the logarithm rounds up to k, for almost all k. To nearest this is harmless, as the
+    number goes to 2^k anyway; but toward zero and stochastically its lower neighbor is then a step off."""
     k = torch.arange(-126, 128)
     x = torch.ldexp(torch.ones(len(k)), k).nextafter(torch.tensor(0.0))
     assert (x.log2().floor() != k - 1).sum() > 200
@@ -592,9 +592,9 @@ def test_powers_of_two_come_from_bits_and_not_from_logarithms():
     assert torch.equal(round_to(x, TF32).double(), power)
 
 
-def test_torchs_cast_is_not_asked_about_overflow():
-    """Its cast of 1000 and of infinity to E4M3 is NaN up to 2.11 and 448 later; here one says which. And the
-    sign of a NaN may be lost or kept, so NaNs are compared as NaNs."""
+def test_overflow_does_not_depend_on_torchs_cast():
+    """torch's cast of 1000 and of infinity to E4M3 is NaN up to 2.11 and 448 later; here ``overflow``
+    decides. The sign of a NaN may be lost or kept, so NaNs are compared as NaNs."""
     x = torch.tensor([1000.0, torch.inf, torch.nan])
     assert round_to(x, E4M3).nan_to_num(-1).tolist() == [448, -1, -1]
     assert round_to(x, E4M3, overflow="nan").isnan().all()
@@ -604,9 +604,10 @@ def test_torchs_cast_is_not_asked_about_overflow():
 
 
 @needs_compiler
+@pytest.mark.compile
 def test_compiled_gives_the_same_bits():
-    """In one graph; also with a variable shape, which the second one makes it. (Sums and products of arange
-    are then folded into exact integers: a hash of places that begins with one fails to compile.)"""
+    """In one graph; also with a dynamic shape, from the second shape on. (Sums and products of arange are
+    then folded into exact integers: a hash of positions that starts with one fails to compile.)"""
 
     def each(x):
         return (
@@ -625,6 +626,7 @@ def test_compiled_gives_the_same_bits():
 
 
 @needs_compiler
+@pytest.mark.compile
 def test_compiled_gradients_pass_straight_through():
     torch._dynamo.reset()
     x = (torch.randn(100) * 1000).requires_grad_()

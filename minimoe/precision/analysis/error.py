@@ -186,7 +186,7 @@ def decompose(a_MK: Tensor, b_KN: Tensor | Quantized, recipe: Recipe | str) -> E
     stages += [sums.double(), result.double()]
     shape = (*a_MK.shape[:-1], b_KN.shape[-1])
     parts = [(after - before).view(shape) for before, after in pairwise(stages)]
-    return ErrorBreakdown(*parts, stages[0].view(shape))
+    return ErrorBreakdown._make((*parts, stages[0].view(shape)))
 
 
 def _dequantized_without(x: Operand, causes: tuple[str, ...]) -> Tensor:
