@@ -1,4 +1,4 @@
-"""minimoe bench: the arithmetic of its summary, its records, and that nothing wrong is ever timed."""
+"""``minimoe bench``: its records and their summary, and that nothing wrong is timed."""
 
 import dataclasses
 import gc
@@ -59,7 +59,7 @@ TINY = Plan(
 
 @pytest.fixture(autouse=True, scope="module")
 def _cheap_collections():
-    """Garbage is collected before every case; nothing from before these tests needs to be looked at."""
+    """Each case collects garbage; objects from before these tests need not be traversed."""
     gc.freeze()
     yield
     gc.unfreeze()
@@ -76,7 +76,7 @@ def ratio(value, low=None, high=None, noisy=False, **more):
 
 
 def row(T, active, total, E=8, group="layer, forward", task="moe", **shape):
-    """A made-up record of the mixture."""
+    """A made-up record of the MoE layer."""
     against = {DENSE_ACTIVE: active, DENSE_TOTAL: total}
     against = {name: r if isinstance(r, dict) else ratio(r) for name, r in against.items()}
     shape = {"T": T, "E": E, "K": 2, "D": 16, "H": 8} | shape
@@ -85,7 +85,7 @@ def row(T, active, total, E=8, group="layer, forward", task="moe", **shape):
 
 
 def test_the_mean_of_ratios_is_geometric():
-    """Twice as long and half as long are even; of 2, 8 the mean is 4, not 5."""
+    """The mean of 2 and 1/2 is 1; that of 2 and 8 is 4, not 5."""
     assert geometric_mean([2.0, 0.5]) == pytest.approx(1.0)
     assert geometric_mean([2.0, 8.0]) == pytest.approx(4.0)
     values = [0.3, 1.7, 2.9]
@@ -95,7 +95,7 @@ def test_the_mean_of_ratios_is_geometric():
             geometric_mean(wrong)
 
 
-def test_the_summary_is_by_group_and_rival():
+def test_the_summary_is_by_group_and_baseline():
     rows = [
         row(1, ratio(2.0, memory=0.5, predicted=1.0), 0.5),
         row(2, ratio(8.0, noisy=True, memory=2.0, predicted=4.0), 0.125),
@@ -117,23 +117,23 @@ def test_the_summary_is_by_group_and_rival():
     assert found[1]["mean"] == pytest.approx(0.25)
 
 
-def test_the_sentence_takes_its_numbers_from_all_rows_of_both_directions():
-    """Of 2, 8 and 0.5 the geometric mean is 2; a noisy row marks it."""
+def test_a_sentence_averages_all_rows_of_both_directions():
+    """The geometric mean of 2, 8 and 0.5 is 2; a noisy row adds the mark."""
     rows = [
         row(1, 2.0, 0.5),
         row(2, 8.0, 0.25),
         row(1, ratio(0.5, noisy=True), 4.0, group="layer, forward+backward"),
     ]
-    said = sentences(rows)["moe"][0]
+    sentence = sentences(rows)["moe"][0]
     expected = math.exp(np.log([0.5, 0.25, 4.0]).mean())
-    assert said == (
+    assert sentence == (
         "As a layer, the MoE took ~2.00 times as long as a dense network with its active parameters and "
         f"{expected:.2f} times as long as one with its total parameters (geometric means of 3 rows)."
     )
 
 
 @pytest.mark.parametrize(
-    ("ratios", "said"),
+    ("ratios", "expected"),
     [
         ((0.9, 0.8, 0.5), "always faster"),
         ((1.6, 1.2, 1.4), "never faster (at best 1.20, at T = 16)"),
@@ -144,16 +144,16 @@ def test_the_sentence_takes_its_numbers_from_all_rows_of_both_directions():
         ((ratio(0.97, 0.9, 1.1),) * 3, "never faster (at best 0.97, at T = 1)"),
     ],
 )
-def test_where_the_mixture_overtakes(ratios, said):
+def test_the_crossover_sentence(ratios, expected):
     rows = [row(T, value, 1.0) for T, value in zip((1, 16, 64), ratios, strict=True)]
-    assert describe_crossover(rows, DENSE_ACTIVE) == said
+    assert describe_crossover(rows, DENSE_ACTIVE) == expected
     sentence = describe_crossovers([*rows[::-1], row(1, 9.0, 9.0, E=4, D=32)], "forward", DENSE_ACTIVE)
-    assert sentence == f"Against dense-active, forward, T from 1 to 64: with E = 8 {said}."
+    assert sentence == f"Against dense-active, forward, T from 1 to 64: with E = 8 {expected}."
     assert describe_crossovers(rows, "forward+backward", DENSE_ACTIVE) is None
 
 
-def test_records_are_complete_and_say_what_was_measured(monkeypatch):
-    """Every record has every key; seconds, ratio and rates are those of a clock that we turn."""
+def test_records_are_complete_and_correct(monkeypatch):
+    """Every record has every key; seconds, ratio and rates follow from a fake clock."""
     now, order = [0.0], []
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
 
@@ -193,7 +193,7 @@ def test_records_are_complete_and_say_what_was_measured(monkeypatch):
 
 @pytest.mark.parametrize("suite", ["moe", "fp8", "distill"])
 def test_every_group_of_the_suites_gives_complete_records(suite, corpus):
-    """One case of each, tiny; those of whole models on the tests' text."""
+    """One tiny case of each; whole models on the tests' text."""
     chosen = {}
     for case in cases(TINY, (suite,)):
         chosen.setdefault(case.group, case)
@@ -214,7 +214,7 @@ def test_every_group_of_the_suites_gives_complete_records(suite, corpus):
 
 
 @pytest.mark.parametrize("plan", [QUICK, FULL], ids=["quick", "full"])
-def test_no_two_cases_are_the_same_and_the_sweeps_go_through_the_size(plan):
+def test_cases_are_distinct_and_sweeps_contain_the_size(plan):
     keys = [case.key for case in cases(plan)]
     assert len(set(keys)) == len(keys)
     for letter in "TEK":
@@ -223,8 +223,8 @@ def test_no_two_cases_are_the_same_and_the_sweeps_go_through_the_size(plan):
         assert plan.shape in others
 
 
-def test_parameters_and_arithmetic_are_those_that_torch_counts():
-    """FLOPs by torch's counter over forward and backward; the dense layers have the mixture's parameters."""
+def test_parameters_and_flops_equal_torchs_counts():
+    """FLOPs of forward and backward; and the dense layers have the MoE's parameters."""
     from torch.utils.flop_counter import FlopCounterMode
 
     for group, times in (("layer, forward", 1), ("layer, forward+backward", 3)):
@@ -242,14 +242,6 @@ def test_parameters_and_arithmetic_are_those_that_torch_counts():
         assert 0 <= 3 * D * width - active < 3 * D * 16
 
 
-def test_experts_that_get_a_token():
-    """Counted over draws of a fair router."""
-    assert layers.expected_active_experts(8, 2, 1) == pytest.approx(2)
-    draws = torch.rand(4000, 3, 8).topk(2).indices.flatten(1)
-    counted = np.mean([len(set(row)) for row in draws.tolist()])
-    assert layers.expected_active_experts(8, 2, 3) == pytest.approx(counted, rel=0.01)
-
-
 @pytest.mark.parametrize("wrong", ["values", "gradient of the gate", "NaN"])
 def test_a_wrong_dispatcher_is_caught_before_anything_is_timed(monkeypatch, wrong):
     from minimoe.moe import experts
@@ -262,7 +254,7 @@ def test_a_wrong_dispatcher_is_caught_before_anything_is_timed(monkeypatch, wron
         return right(x, gate_up, down, weights_TK, ids_TK) * (1.01 if wrong == "values" else math.nan)
 
     def never(*args, **kwargs):
-        raise AssertionError("it was timed")
+        raise AssertionError("a wrong result was timed")
 
     monkeypatch.setattr(experts, "loop_experts", broken)
     monkeypatch.setattr("minimoe.bench.measure.measure", never)
@@ -281,7 +273,7 @@ def test_a_dense_layer_of_another_size_is_caught(monkeypatch):
         time_case(layer_case(), CPU, SHORT)
 
 
-def test_a_wrong_product_under_a_recipe_is_caught(monkeypatch):
+def test_a_wrong_matmul_under_a_recipe_is_caught(monkeypatch):
     right = low_precision.matmul
     monkeypatch.setattr(
         low_precision, "matmul", lambda a, b, recipe: right(a, b, recipe) * (1 + (recipe == "mxfp8"))
@@ -291,15 +283,15 @@ def test_a_wrong_product_under_a_recipe_is_caught(monkeypatch):
         time_case(case, CPU, SHORT)
 
 
-def test_close_is_relative_to_the_size():
+def test_closeness_is_relative_to_the_norm():
     big = torch.full((4,), 1e6)
     require_close("x", big + 1, big, 1e-5)
     with pytest.raises(WrongResult, match="x: error 200 exceeds 1e-05 of the norm 2e\\+06"):
         require_close("x", big + 100, big, 1e-5)
 
 
-def test_what_a_loss_in_chunks_keeps():
-    """The gradients of hidden states and head; from all logits at once, more than the student's softmax."""
+def test_bytes_kept_by_the_chunked_loss():
+    """The gradients of hidden states and head; the plain loss keeps at least the student's softmax."""
     T, V, D = 64, 512, 8
     case = Case("distill", "chunked loss", ("plain", "chunked"), ("plain",), {"T": T, "V": V, "D": D},
                 distillation.build_chunked_loss)  # fmt: skip
@@ -308,15 +300,15 @@ def test_what_a_loss_in_chunks_keeps():
     assert kept["plain"] >= 4 * T * V
 
 
-def test_a_step_has_the_batch_that_its_shape_says():
+def test_a_training_step_has_the_batch_of_its_shape():
     steps = [case for case in cases(QUICK) if case.group == "training step"]
     assert steps
     for case in steps:
         assert models.training_config(case).batch_size == case.shape["B"] == QUICK.batch
 
 
-def test_what_is_kept_is_neither_input_nor_weight():
-    """Of a linear layer both are there anyhow; of a sigmoid its result is kept."""
+def test_bytes_kept_exclude_input_and_weights():
+    """A linear layer keeps just these; a sigmoid keeps its result."""
     x = torch.randn(6, 8, requires_grad=True)
     network = nn.Sequential(nn.Linear(8, 4), nn.Sigmoid())
     assert bytes_kept_for_backward(network, x) == 4 * 6 * 4
@@ -419,12 +411,12 @@ def test_the_table_fits_a_hundred_columns(tmp_path):
 
 
 @pytest.mark.usefixtures("known_peaks")
-def test_two_cases_of_one_key_are_refused(tmp_path):
+def test_two_cases_with_the_same_key_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"2 cases have the key .*; give each its own shape"):
         run_cases([layer_case(), layer_case()], CPU, SHORT, tmp_path, Console())
 
 
-def test_the_size_is_the_users(capsys):
+def test_the_user_sets_the_size(capsys):
     plan = Bench(quick=True, dim=96, n_experts=16).plan()
     assert (plan.dim, plan.n_experts, plan.top_k) == (96, 16, QUICK.top_k)
     assert cli.main(["bench", "--top-k", "40", "--out", "nowhere"]) == 1
@@ -433,13 +425,13 @@ def test_the_size_is_the_users(capsys):
         Case("moe", "g", ("a",), ("a",), {}, layers.build_layers)
 
 
-def test_the_gate_counts_among_the_parameters():
+def test_parameters_include_the_gate():
     moe = MoE(16, 8, 4, 2)
     assert layers.n_parameters(moe) == 3 * 16 * 8 * 5 + 16 * 4
 
 
-def test_both_measurements_are_in_the_records_and_a_drift_is_noise():
-    """Twice the same rounds within, another ratio between them: the interval alone would not tell."""
+def test_records_use_both_measurements_and_drift_is_noise():
+    """Two steady measurements that disagree have a narrow interval; only the drift shows it."""
     case = layer_case()
     work = {name: dataclasses.asdict(Work(1.0, 1.0)) for name in LAYERS}
 
@@ -462,7 +454,7 @@ def test_both_measurements_are_in_the_records_and_a_drift_is_noise():
 
 
 @pytest.mark.usefixtures("known_peaks")
-def test_training_by_loss_goes_with_the_full_run(tmp_path, monkeypatch, corpus, tiny_moe, capsys):
+def test_a_full_run_trains_the_quick_comparison(tmp_path, monkeypatch, corpus, tiny_moe, capsys):
     preset = PRESETS["quick"]
     training = dataclasses.replace(preset.training, steps=4, warmup=1, eval_every=2, batch_size=2)
     training = dataclasses.replace(training, eval_sequences=2)

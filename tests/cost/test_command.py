@@ -10,6 +10,7 @@ from minimoe.cli import main as cli
 from minimoe.cli.commands.cost import Cost
 from minimoe.cost import PUBLISHED, activations, all_to_all
 from minimoe.tools import timing
+from minimoe.tools.timing import Peaks
 
 PAGE = Path(__file__).parents[2] / "docs" / "results" / "model-cost.md"
 
@@ -64,10 +65,12 @@ def test_our_own_model_alone_and_beside_a_published_one(tmp_path, capsys):
     assert json.loads(out.read_text())["assumed"]["keeping"] == "bf16"
 
 
-def test_measured_peaks_replace_the_accelerators(tmp_path, capsys):
+def test_measured_peaks_replace_the_accelerators(tmp_path, capsys, monkeypatch):
+    peaks = Peaks({"float32": 1e11, "bfloat16": 2e11}, bandwidth=2e10, threads=1)
+    monkeypatch.setattr(timing, "peaks", lambda: peaks)
     out = tmp_path / "cost.json"
     assert cli.main(["cost", "ours", "--measure-peaks", "--json", str(out)]) == 0
-    found, peaks = json.loads(out.read_text())["roofline"], timing.peaks()
+    found = json.loads(out.read_text())["roofline"]
     assert (found["machine"], found["flops"]) == ("measured", peaks.flops)
     dense = found["4096"]["forward"]["parts"]["dense"]
     assert dense["seconds"] == peaks.seconds(dense["flops"], dense["bytes"])
@@ -86,7 +89,7 @@ def test_measured_peaks_replace_the_accelerators(tmp_path, capsys):
         (["--keeping", "int4"], "storage precision must be one of"),
         (["--accelerator", "abacus"], "accelerator must be one of h100"),
         (["--mfu", "2"], "mfu (2.0) must be above 0 and at most 1"),
-        (["--json", "nowhere/cost.json"], "there is no folder nowhere; make it first"),
+        (["--json", "nowhere/cost.json"], "there is no folder nowhere; create it first"),
     ],
 )
 def test_an_invalid_command_is_refused_in_one_line(capsys, arguments, message):

@@ -13,7 +13,7 @@ from torch.nn.functional import one_hot
 
 from minimoe import ModelConfig
 from minimoe.cost import PUBLISHED, processes_visited, traffic
-from minimoe.experiments.expert_parallel.communication import LAYER, PROCESSES, metered_step
+from minimoe.experiments.expert_parallel.communication import PROCESSES
 from minimoe.moe import Meter, MoE, expert_parallel_, route
 from minimoe.moe.expert_parallel.row_format import row_formats
 
@@ -88,14 +88,9 @@ def one_step(top_groups, dispatch_dtype, training):
     return routing.ids_TK.tolist(), meter
 
 
-def experiments_step(dispatch_dtype):
-    step, meter = metered_step(LAYER, dispatch_dtype)
-    return step().ids_TK.tolist(), meter
-
-
 def all_steps():
     """In every process: the chosen experts and the meter of each step."""
-    return {step: one_step(*step) for step in STEPS} | {"experiment": experiments_step("fp8")}
+    return {step: one_step(*step) for step in STEPS}
 
 
 @pytest.fixture(scope="module")
@@ -120,12 +115,6 @@ def test_the_bytes_sent_are_those_predicted(measured, dispatch_dtype, top_groups
     pairs, sent = pairs_and_bytes(measured, (top_groups, dispatch_dtype, training), CONFIG.n_experts)
     assert pairs > 0
     assert sent == traffic(CONFIG, dispatch_dtype).total(pairs, PROCESSES, training=training)
-
-
-@pytest.mark.distributed
-def test_the_experiments_step_sends_what_its_routing_implies(measured):
-    pairs, sent = pairs_and_bytes(measured, "experiment", LAYER.n_experts)
-    assert sent == traffic(LAYER, "fp8").total(pairs, PROCESSES)
 
 
 def test_the_recorded_bytes_are_those_predicted():

@@ -1,13 +1,14 @@
 """The roofline of each part of a model, against numbers computed by hand."""
 
+import statistics
 from dataclasses import replace
 
 import pytest
+import torch
 
 from minimoe import ModelConfig
 from minimoe.cost import ACCELERATORS, PUBLISHED, count, forward_flops, from_config, roofline
 from minimoe.cost.roofline import expected_active_experts, peaks_of, total
-from minimoe.tools import timing
 from minimoe.tools.timing import Peaks
 
 H800 = ACCELERATORS["h800"]
@@ -61,6 +62,13 @@ def test_only_active_experts_are_read():
     assert eight.compute_seconds == pytest.approx(2 * 8 * one / 1978.9e12)
 
 
+def test_expected_active_experts_by_simulation():
+    assert expected_active_experts(8, 2, 1) == pytest.approx(2)
+    draws = torch.rand(4000, 3, 8, generator=torch.Generator().manual_seed(0)).topk(2).indices.flatten(1)
+    active = statistics.fmean(len(set(row)) for row in draws.tolist())
+    assert expected_active_experts(8, 2, 3) == pytest.approx(active, rel=0.01)
+
+
 def test_one_token_is_memory_bound_and_many_are_compute_bound():
     """Except V3's routed experts on one GPU: 4096 tokens are 128 per expert, too few; 32,768 are enough."""
     a = PUBLISHED["deepseek-v3"]
@@ -110,9 +118,8 @@ def test_peaks_by_storage_precision():
 
 def test_measured_peaks_replace_an_accelerators():
     """The roofline of ``timing.Peaks``, part by part."""
-    here = timing.peaks()
-    for part in roofline(from_config(ModelConfig(n_experts=8)), 64, here, storage_precision="float32"):
-        assert part.seconds == here.seconds(part.flops, part.bytes)
+    for part in roofline(from_config(ModelConfig(n_experts=8)), 64, SLOW, storage_precision="float32"):
+        assert part.seconds == SLOW.seconds(part.flops, part.bytes)
 
 
 @pytest.mark.parametrize(
