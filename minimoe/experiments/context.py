@@ -65,8 +65,8 @@ class RunContext:
         """The value for this size; ``long`` defaults to ``full``."""
         return {"quick": quick, "full": full, "long": full if long is None else long}[self.size]
 
-    def generator(self, seed: int = 0) -> torch.Generator:
-        return torch.Generator().manual_seed(seed)
+    def generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed)
 
     def training_display(self, title: str) -> Display:
         return self.display(title) if self.display else ProgressDisplay(self.on_progress, self.device)

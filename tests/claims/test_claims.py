@@ -30,7 +30,7 @@ BUILT = [claim for claim in CLAIMS.values() if not claim.not_built]
 # Verdicts
 
 
-def test_every_row_of_the_table_of_claims_is_there():
+def test_all_claims_are_there():
     assert list(CLAIMS) == [
         "half-the-space", "pi", "less-accurate", "wide-answer", "promotion", "accurate-enough", "outliers",
         "much-more-efficient", "specialists", "generalist", "struggled", "moving-data", "small-from-big",
@@ -45,28 +45,28 @@ def test_every_row_of_the_table_of_claims_is_there():
         assert all(bound.why for bound in claim.bounds), claim.id
 
 
-def beside(bound: Bound, by: float) -> float:
+def figure_at(bound: Bound, by: float) -> float:
     """A figure that clears the bound by this much; below 0 it fails by as much."""
     return bound.least + by if bound.least is not None else bound.most - by
 
 
-def figures(claim: Claim, by: float, spread: float, seeds: int = 3) -> dict[str, list[float]]:
+def fabricated(claim: Claim, by: float, spread: float, seeds: int = 3) -> dict[str, list[float]]:
     """Fabricated measurements: every figure clears all its bounds, or the tightest by ``by``."""
-    found = {}
+    values = {}
     for bound in claim.bounds:
         both = [b for b in claim.bounds if b.figure == bound.figure]
-        middle = sum(beside(b, 0) for b in both) / 2 if len(both) == 2 else beside(bound, by)
-        found[bound.figure] = [middle + spread * (seed - (seeds - 1) / 2) for seed in range(seeds)]
-    return found
+        middle = sum(figure_at(b, 0) for b in both) / 2 if len(both) == 2 else figure_at(bound, by)
+        values[bound.figure] = [middle + spread * (seed - (seeds - 1) / 2) for seed in range(seeds)]
+    return values
 
 
 @pytest.mark.parametrize("claim", BUILT, ids=lambda claim: claim.id)
 def test_fabricated_measurements_on_both_sides_of_every_bound(claim):
-    good = figures(claim, by=1.0, spread=0.01)
+    good = fabricated(claim, by=1.0, spread=0.01)
     assert claim.judge(good).verdict == HOLDS
     for bound in claim.bounds:
         for by, spread, verdict in ((-1.0, 0.01, FAILS), (-0.1, 0.5, OPEN), (0.1, 0.5, OPEN)):
-            bad = {bound.figure: [beside(bound, by) + spread * (seed - 1) for seed in range(3)]}
+            bad = {bound.figure: [figure_at(bound, by) + spread * (seed - 1) for seed in range(3)]}
             judgement = claim.judge(good | bad)
             assert judgement.verdict == verdict, (bound.figure, by)
             assert bound.what in judgement.reason
@@ -100,7 +100,7 @@ def test_a_mean_must_clear_the_bound_by_more_than_chance(values, outcome):
 
 
 @pytest.mark.parametrize("values", [[], [math.nan], [1.0, math.inf]])
-def test_what_is_no_number_gets_no_verdict(values):
+def test_a_figure_that_is_not_finite_gets_no_verdict(values):
     with pytest.raises(ValueError, match="there must be finite numbers"):
         Bound("a", "a", least=2.0).outcome(values)
 
@@ -174,12 +174,12 @@ class Reader(HTMLParser):
         self.feed(html)
 
     def handle_starttag(self, tag, attributes):
-        found = dict(attributes)
-        self.ids.add(found.get("id"))
+        values = dict(attributes)
+        self.ids.add(values.get("id"))
         if tag == "a":
-            self.links.append(found["href"])
+            self.links.append(values["href"])
         if tag == "img":
-            self.images.append(found)
+            self.images.append(values)
         elif tag not in ("meta",):
             self.open.append(tag)
 
@@ -190,7 +190,7 @@ class Reader(HTMLParser):
         self.text += data
 
 
-def test_the_page_needs_nothing_else_and_says_what_the_ledger_says(tmp_path, four):
+def test_the_page_is_self_contained_and_says_what_the_ledger_says(tmp_path, four):
     assert cli.main(["claims", "--out", str(tmp_path / "out"), "--quick"]) == 0
     html = (tmp_path / "out" / "claims.html").read_text()
     page = Reader(html)
@@ -233,15 +233,15 @@ def test_a_ledger_that_is_killed_resumes(tmp_path, four, capsys, monkeypatch):
     assert "holds a finished run" in capsys.readouterr().err
 
 
-def test_what_a_machine_cannot_run_is_said_and_the_rest_goes_on(tmp_path):
+def test_an_untestable_claim_does_not_stop_the_ledger(tmp_path):
     def cannot(context):
         raise Untestable("no processes here")
 
     claim = replace(FAKES[0], experiment=Experiment(cannot))
-    found = ledger.run([claim, FAKES[1]], RunContext(tmp_path), lambda c: None, lambda e: None)
-    assert [e["verdict"] for e in found] == [OPEN, FAILS]
-    assert found[0]["reason"] == "no processes here"
-    write_page(found, tmp_path, tmp_path / "page.html")
+    entries = ledger.run([claim, FAKES[1]], RunContext(tmp_path), lambda c: None, lambda e: None)
+    assert [e["verdict"] for e in entries] == [OPEN, FAILS]
+    assert entries[0]["reason"] == "no processes here"
+    write_page(entries, tmp_path, tmp_path / "page.html")
     assert "no processes here" in (tmp_path / "page.html").read_text()
 
 
@@ -253,7 +253,7 @@ def test_what_a_machine_cannot_run_is_said_and_the_rest_goes_on(tmp_path):
             ["claims", "pi", "--seeds", "2"],
             "--seeds (2) must be at least 3: claims about training need",
         ),
-        (["claims", "pi", "--json", "nowhere/x.json"], "there is no folder nowhere; make it first"),
+        (["claims", "pi", "--json", "nowhere/x.json"], "there is no folder nowhere; create it first"),
         (["claims", "pi", "--json", "."], "--json . is a folder; name a file in it"),
         (["claims", "pi", "--data", "nowhere"], "'nowhere' is neither a folder nor known text"),
         (["claims", "generalist", "--data", "little,physics"], "is neither a folder nor known text"),
@@ -298,71 +298,72 @@ def test_the_table_fits_a_hundred_columns(tmp_path, capsys):
 # What the experiments measure
 
 
-def measured(id: str, tmp_path) -> Measured:
+def measure(id: str, tmp_path) -> dict[str, list[float]]:
+    """The figures of a claim's experiment, which can be judged and drawn."""
     claim = CLAIMS[id]
-    found = claim.experiment.measure(RunContext(tmp_path, "quick"))
-    json.dumps(found.detail)  # plain data
-    assert found.ran
-    assert "{" not in found.ran
-    assert set(claim.experiment.units) <= set(found.values)
-    judgement = claim.judge(found.values)
-    assert judgement.reason
-    claim.experiment.draw(Figure(), json.loads(json.dumps(found.detail)))
-    return found
+    measured = claim.experiment.measure(RunContext(tmp_path, "quick"))
+    json.dumps(measured.detail)  # plain data
+    assert measured.ran
+    assert "{" not in measured.ran
+    assert set(claim.experiment.units) <= set(measured.values)
+    for other in CLAIMS.values():
+        if other.experiment is claim.experiment:
+            assert other.judge(measured.values).reason
+    claim.experiment.draw(Figure(), json.loads(json.dumps(measured.detail)))
+    return measured.values
 
 
 def test_pi(tmp_path):
     """π between E4M3's 3 and 3.25, E5M2's 3 and 3.5; in bf16 3.140625."""
-    found = measured("pi", tmp_path).values
-    assert found["π in E4M3"][0] == pytest.approx(100 * (3.25 / math.pi - 1))
-    assert found["π in E5M2"][0] == pytest.approx(100 * (1 - 3 / math.pi))
-    assert found["π in BF16"][0] == pytest.approx(100 * (1 - 3.140625 / math.pi))
-    assert found["E4M3"][0] == pytest.approx(0.638, abs=1e-3)  # ζ(3) = 1.2021 -> 1.25: 0.0399 of 2^-4
+    values = measure("pi", tmp_path)
+    assert values["π in E4M3"][0] == pytest.approx(100 * (3.25 / math.pi - 1))
+    assert values["π in E5M2"][0] == pytest.approx(100 * (1 - 3 / math.pi))
+    assert values["π in BF16"][0] == pytest.approx(100 * (1 - 3.140625 / math.pi))
+    assert values["E4M3"][0] == pytest.approx(0.638, abs=1e-3)  # ζ(3) = 1.2021 -> 1.25: 0.0399 of 2^-4
 
 
 def test_half_the_space(tmp_path):
-    found = measured("half-the-space", tmp_path).values
-    assert found["tensor"][0] == pytest.approx((1 + 4 / 128) / 2)
-    assert 0.5 < found["v3"][0] < 0.51
-    assert 0.5 < found["model"][0] < 0.55
+    values = measure("half-the-space", tmp_path)
+    assert values["tensor"][0] == pytest.approx((1 + 4 / 128) / 2)
+    assert 0.5 < values["v3"][0] < 0.51
+    assert 0.5 < values["model"][0] < 0.55
 
 
 def test_less_accurate(tmp_path):
     """Uniform rounding within a binade: the relative error of a product is √2 times that of a factor."""
-    found = measured("less-accurate", tmp_path).values
-    assert found["E4M3"][0] == pytest.approx(3.7, abs=0.1)  # 31.6 dB a factor, as numbers are known to have
-    assert found["bf16"][0] == pytest.approx(100 * math.sqrt(2) * 10 ** (-55.6 / 20), rel=0.05)
-    assert found["float32"][0] < 1e-4
+    values = measure("less-accurate", tmp_path)
+    assert values["E4M3"][0] == pytest.approx(3.7, abs=0.1)  # 31.6 dB a factor, as numbers are known to have
+    assert values["bf16"][0] == pytest.approx(100 * math.sqrt(2) * 10 ** (-55.6 / 20), rel=0.05)
+    assert values["float32"][0] < 1e-4
 
 
-def test_promotion_and_long_answers(tmp_path):
-    """Of uniform numbers 7.9 % and 0.065 % were measured by others, of normal ones + 1 3.8 % and 0.018 %."""
-    found = measured("promotion", tmp_path).values
-    assert found["uniform [0, 1), plain"][0] == pytest.approx(7.5, abs=1)
-    assert found["uniform [0, 1), promoted"][0] < 0.1
-    assert found["normal + 1, plain"][0] == pytest.approx(3.5, abs=0.5)
-    assert found["plain"][0] == found["normal + 1, plain"][0]
-    assert found["mended"][0] < 0.01
-    sums = measured("wide-answer", tmp_path).values
-    assert sums["float32"][0] < 1e-3 < sums["tensor core, 14 bits"][0] < sums["bf16"][0]
+def test_accumulation(tmp_path):
+    """Published: 7.9 % and 0.065 % for uniform numbers, 3.8 % and 0.018 % for normal numbers + 1."""
+    values = measure("promotion", tmp_path)
+    assert values["uniform [0, 1), plain"][0] == pytest.approx(7.5, abs=1)
+    assert values["uniform [0, 1), promoted"][0] < 0.1
+    assert values["normal + 1, plain"][0] == pytest.approx(3.5, abs=0.5)
+    assert values["plain"][0] == values["normal + 1, plain"][0]
+    assert values["mended"][0] < 0.01
+    assert values["float32"][0] < 1e-3 < values["tensor core, 14 bits"][0] < values["bf16"][0]
 
 
 def test_outliers(tmp_path):
-    """At a factor of 10^5 6.5 dB are known for one scale and 29.3 for 1×128, of 4096 columns."""
-    found = measured("outliers", tmp_path).values
-    assert found["tensor"][0] == pytest.approx(6.5, abs=2)
-    assert found["1×128"][0] == pytest.approx(29.3, abs=2)
+    """Published, at a factor of 10^5 and 4096 columns: 6.5 dB for one scale and 29.3 dB for 1×128."""
+    values = measure("outliers", tmp_path)
+    assert values["tensor"][0] == pytest.approx(6.5, abs=2)
+    assert values["1×128"][0] == pytest.approx(29.3, abs=2)
 
 
 def test_the_bill_the_memory_and_mixtral(tmp_path):
-    bill = measured("the-bill", tmp_path).values
+    bill = measure("the-bill", tmp_path)
     assert bill["fewer hours"][0] == pytest.approx(30.84 / 2.788)
     assert bill["cost"][0] == pytest.approx(5.576)
     assert bill["parameters"][0] == pytest.approx(671.03, abs=0.01)
-    fit = measured("fits-in-memory", tmp_path).values
+    fit = measure("fits-in-memory", tmp_path)
     assert fit["h800"][0] == pytest.approx(673.15 / 640, abs=1e-3)
     assert fit["bf16 on h800"][0] == pytest.approx(2 * 671.03 / 640, abs=1e-2)
-    mixtral = measured("mixtral", tmp_path).values
+    mixtral = measure("mixtral", tmp_path)
     assert mixtral["layer"][0] < 1e-14
     assert mixtral["parameters"][0] == pytest.approx(46.70, abs=0.01)
 
