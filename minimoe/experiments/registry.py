@@ -1,5 +1,7 @@
 """All experiments by name."""
 
+from minimoe.experiments.digits.experiment import DIGITS
+from minimoe.experiments.digits.lr_search import DIGITS_LR_SEARCH
 from minimoe.experiments.distillation.experiment import DISTILLATION
 from minimoe.experiments.distillation.lr_search import DISTILLATION_LR_SEARCH
 from minimoe.experiments.distillation.student_quality import STUDENT_QUALITY, TEXT_ONLY_COPY
@@ -40,6 +42,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "error-bounds": ERROR_BOUNDS,
     "accumulation": ACCUMULATION,
     "distillation": DISTILLATION,
+    "digits": DIGITS,
     "student-quality": STUDENT_QUALITY,
     "text-only-copy": TEXT_ONLY_COPY,
     "training-bill": TRAINING_BILL,
@@ -48,4 +51,5 @@ EXPERIMENTS: dict[str, Experiment] = {
     "lr-search": LR_SEARCH,
     "lr-search-standard": LR_SEARCH_STANDARD,
     "lr-search-distillation": DISTILLATION_LR_SEARCH,
+    "lr-search-digits": DIGITS_LR_SEARCH,
 }

@@ -1,9 +1,10 @@
-"""Digits: networks side by side against plain torch, one at a time; and what the tables are for."""
+"""Digits: batched networks against plain PyTorch, one at a time; students, tables and the command."""
 
 import itertools
 import json
 import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,27 +18,28 @@ from sklearn.metrics import accuracy_score, recall_score
 
 from minimoe.cli import main as cli
 from minimoe.cli.commands import digits as command
-from minimoe.experiments.digits import tables as digits_report
+from minimoe.experiments.context import RunContext
+from minimoe.experiments.digits import experiment, lr_search, students
+from minimoe.experiments.digits.experiment import DIGITS, dark_knowledge, digits
 from minimoe.experiments.digits.networks import (
     Images,
     Networks,
-    draw,
+    draw_rows,
     load_images,
-    moved,
     raise_bias,
+    shifted,
     train_networks,
     train_teachers,
 )
-from minimoe.experiments.digits.tables import (
+from minimoe.experiments.digits.students import (
     LOSSES,
     RATES,
-    by_temperature,
+    UNSEEN,
     count_errors,
-    plot_dark_knowledge,
     recall,
-    search_rates,
+    student_errors,
     train_students,
-    unseen,
+    unseen_digits,
 )
 
 
@@ -51,13 +53,15 @@ def teachers():
     return train_teachers(seeds=3, steps=300)
 
 
-def cells(numbers) -> dict[str, list[str]]:
-    assert all(len(row) == len(numbers.headings) for row in numbers.rows)
-    return {row[0]: row[1:] for row in numbers.rows}
+def cells(table) -> dict[str, list[str]]:
+    assert all(len(row) == len(table.headings) for row in table.rows)
+    return {row[0]: row[1:] for row in table.rows}
 
 
-def mean(cell: str) -> float:
-    return float(cell.split(" ")[0])
+def measured(tmp_path, monkeypatch, seeds=2, seed=0):
+    """The experiment in a few steps, with students of 50 images instead of 100."""
+    monkeypatch.setattr(experiment, "FEW", 50)
+    return digits(seed, teacher_steps=20, steps=3).measure(RunContext(tmp_path, seeds=seeds))
 
 
 # the images
@@ -87,13 +91,13 @@ def test_an_impossible_split_is_refused(n_test):
         load_images(n_test)
 
 
-def test_moved_images_are_those_of_numpy():
+def test_shifted_images_are_those_of_numpy():
     x = torch.rand(2, 3, 64)
-    for view, (down, right) in zip(moved(x), itertools.product((1, 0, -1), repeat=2), strict=True):
+    for view, (down, right) in zip(shifted(x), itertools.product((1, 0, -1), repeat=2), strict=True):
         padded = np.pad(x.view(2, 3, 8, 8).numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)))
         expected = np.roll(padded, (down, right), axis=(2, 3))[:, :, 1:-1, 1:-1]
         assert np.array_equal(view.view(2, 3, 8, 8), expected)
-    assert torch.equal(moved(x)[4], x)
+    assert torch.equal(shifted(x)[4], x)
 
 
 # the networks
@@ -131,18 +135,18 @@ def test_dropout_leaves_out_hidden_numbers_alone_and_only_in_training():
 def hinton(logits, label, teacher, temperature, alpha):
     """Section 2 of the paper, by torch's own losses."""
     hard = F.cross_entropy(logits, label)
-    told = (teacher / temperature).log_softmax(-1)
-    soft = F.kl_div((logits / temperature).log_softmax(-1), told, reduction="batchmean", log_target=True)
+    log_p = (teacher / temperature).log_softmax(-1)
+    soft = F.kl_div((logits / temperature).log_softmax(-1), log_p, reduction="batchmean", log_target=True)
     return alpha * hard + (1 - alpha) * temperature**2 * soft
 
 
-@pytest.mark.parametrize("lesson", [None, (1.0, 0.0), (4.0, 0.0), (4.0, 0.5)])
-def test_training_is_that_of_each_network_alone(lesson):
+@pytest.mark.parametrize("settings", [None, (1.0, 0.0), (4.0, 0.0), (4.0, 0.5)])
+def test_training_is_that_of_each_network_alone(settings):
     """With one image each, every batch is known."""
-    x, labels, told = torch.rand(3, 1, 64), torch.tensor([[3], [8], [1]]), 3 * torch.randn(3, 1, 10)
-    temperature, alpha = lesson or (1.0, 1.0)
+    x, labels, teacher = torch.rand(3, 1, 64), torch.tensor([[3], [8], [1]]), 3 * torch.randn(3, 1, 10)
+    temperature, alpha = settings or (1.0, 1.0)
     networks = train_networks(
-        (9,), x, labels, seed=5, rate=0.02, steps=60, teacher_SNC=told if lesson else None,
+        (9,), x, labels, seed=5, rate=0.02, steps=60, teacher_SNC=teacher if settings else None,
         temperature=temperature, alpha=alpha,
     )  # fmt: skip
     start = Networks(3, (64, 9, 10), generator=seeded(5))
@@ -154,7 +158,7 @@ def test_training_is_that_of_each_network_alone(lesson):
             optimizer.param_groups[0]["lr"] = 0.02 * (1 - step / 60)
             w1, b1, w2, b2 = parameters
             logits = F.relu(x[seed] @ w1 + b1) @ w2 + b2
-            loss = hinton(logits, labels[seed], told[seed], temperature, alpha)
+            loss = hinton(logits, labels[seed], teacher[seed], temperature, alpha)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -179,12 +183,12 @@ def test_distilled_and_alone_start_alike_and_see_the_same_batches():
     assert not torch.equal(seed, other)
 
 
-def test_each_network_is_told_of_its_own_images():
+def test_each_network_learns_its_own_images():
     """Labels and a teacher that both say which image it is: learned only if images and both stay together."""
     x, labels = torch.rand(2, 10, 64), torch.stack([torch.arange(10), torch.arange(10).flip(0)])
-    told = 9 * F.one_hot(labels, 10).float()
-    for lesson in ({}, {"teacher_SNC": told, "temperature": 2.0}):
-        networks = train_networks((64,), x, labels, seed=0, rate=0.02, steps=150, batch=8, **lesson)
+    teacher = 9 * F.one_hot(labels, 10).float()
+    for settings in ({}, {"teacher_SNC": teacher, "temperature": 2.0}):
+        networks = train_networks((64,), x, labels, seed=0, rate=0.02, steps=150, batch=8, **settings)
         assert torch.equal(networks(x).argmax(-1), labels)
 
 
@@ -230,40 +234,39 @@ def test_errors_and_recall_are_those_of_scikit_learn():
     for seed in range(3):
         read = logits[seed].argmax(-1)
         assert count_errors(logits, labels)[seed] == round(200 * (1 - accuracy_score(labels, read)))
-        expected = recall_score(labels, read, labels=[3, 7], average="micro")
-        assert recall(logits, labels, (3, 7))[seed].item() == pytest.approx(expected, rel=1e-6)
+        expected = 100 * recall_score(labels, read, labels=[3, 7], average="micro")
+        assert recall(logits, labels, (3, 7))[seed] == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("digits", [(3,), (0, 1, 2, 3, 4, 5, 6, 9)])
-def test_a_raised_bias_gives_the_digits_their_share(digits):
-    logits = torch.randn(4, 1000, 10) - 5 * torch.isin(torch.arange(10), torch.tensor(digits))
-    bias = raise_bias(logits, digits, len(digits) / 10)
+@pytest.mark.parametrize("chosen", UNSEEN.values())
+def test_a_raised_bias_gives_the_digits_their_share(chosen):
+    logits = torch.randn(4, 1000, 10) - 5 * torch.isin(torch.arange(10), torch.tensor(chosen))
+    bias = raise_bias(logits, chosen, len(chosen) / 10)
     assert bias.shape == (4,)
     for seed in range(4):
         raised = logits[seed].numpy().copy()
-        raised[:, list(digits)] += bias[seed].item()
-        assert np.isin(raised.argmax(-1), digits).sum() == pytest.approx(100 * len(digits), abs=1)
+        raised[:, list(chosen)] += bias[seed].item()
+        assert np.isin(raised.argmax(-1), chosen).sum() == pytest.approx(100 * len(chosen), abs=1)
 
 
-# the tables
+# the students
 
 
 def test_each_seed_draws_its_own_images(teachers):
-    rows = draw(teachers, 100)
+    rows = draw_rows(teachers, 100)
     assert rows.shape == (3, 100)
     assert all(len(set(row)) == 100 and 0 <= min(row) <= max(row) < 897 for row in rows.tolist())
     assert len({tuple(row) for row in rows.tolist()}) == 3
-    assert not torch.equal(rows, draw(teachers._replace(seed=1), 100))
-    assert draw(teachers, 897).sort().values.tolist() == [list(range(897))] * 3
+    assert not torch.equal(rows, draw_rows(teachers._replace(seed=1), 100))
+    assert draw_rows(teachers, 897).sort().values.tolist() == [list(range(897))] * 3
 
 
 def test_no_student_starts_as_a_teacher_did(teachers, monkeypatch):
-    used, train = [], digits_report.train_networks
-    monkeypatch.setattr(
-        digits_report, "train_networks", lambda *a, **k: used.append(k["seed"]) or train(*a, **k)
-    )
+    used, train = [], students.train_networks
+    monkeypatch.setattr(students, "train_networks", lambda *a, **k: used.append(k["seed"]) or train(*a, **k))
     for seed in range(4):
-        train_students(teachers._replace(seed=seed), (8,), "labels alone", draw(teachers, 10), steps=1)
+        rows = draw_rows(teachers, 10)
+        train_students(teachers._replace(seed=seed), (8,), "labels alone", rows, steps=1)
     monkeypatch.setattr(
         "minimoe.experiments.digits.networks.train_networks",
         lambda *a, **k: used.append(k["seed"]) or train(*a, **k),
@@ -274,10 +277,10 @@ def test_no_student_starts_as_a_teacher_did(teachers, monkeypatch):
 
 
 def test_few_images_are_where_a_teacher_helps(teachers):
-    few, everything = draw(teachers, 100), draw(teachers, 897)
+    few, everything = draw_rows(teachers, 100), draw_rows(teachers, 897)
     wrong = {
-        (loss, len(rows[0])): count_errors(
-            train_students(teachers, (64, 64), loss, rows, steps=150)[1], teachers.images.test_N
+        (loss, len(rows[0])): np.array(
+            count_errors(train_students(teachers, (64, 64), loss, rows, steps=150)[1], teachers.images.test_N)
         )
         for loss in ("labels alone", "teacher, T = 4")
         for rows in (few, everything)
@@ -287,99 +290,122 @@ def test_few_images_are_where_a_teacher_helps(teachers):
     assert gain_few.mean() > 3 * gain_all.mean()
 
 
-def test_the_table_of_temperatures(teachers):
-    table = by_temperature(teachers, 50, steps=5)
-    assert (table.name, table.headings) == ("digits-50", ["taught by", "64+64", "16", "8"])
-    found = cells(table)
-    assert list(found) == ["the teacher itself", *LOSSES]
-    own = count_errors(teachers.test_SNC, teachers.images.test_N)
-    assert found["the teacher itself"] == [f"{own.mean():.1f} ±{own.std():.1f}", "", ""]
-    alone, taught = (
-        count_errors(train_students(teachers, (8,), loss, draw(teachers, 50), 5)[1], teachers.images.test_N)
-        for loss in ("labels alone", "teacher, T = 8")
-    )
-    assert found["labels alone"][2] == f"{alone.mean():.1f} ±{alone.std():.1f}"
-    fewer = sum(b < a for a, b in zip(alone.tolist(), taught.tolist(), strict=True))
-    assert found["teacher, T = 8"][2] == f"{taught.mean():.1f} ±{taught.std():.1f} ({fewer})"
-    assert "900 test images, 3 seeds" in table.about
-    assert by_temperature(teachers, None, steps=1).name == "digits-897"
-
-
-def test_a_tie_is_no_win(teachers, monkeypatch):
-    same = (teachers.train_SNC, teachers.test_SNC)
-    monkeypatch.setattr(digits_report, "train_students", lambda *a, **k: same)
-    assert cells(by_temperature(teachers))["teacher, T = 1"][0].endswith("(0)")
+def test_errors_are_those_of_students_of_each_loss_and_size(teachers):
+    errors = student_errors(teachers, 50, steps=5)
+    assert set(errors) == set(itertools.product(LOSSES, RATES))
+    for loss in ("labels alone", "teacher, T = 8"):
+        _, logits = train_students(teachers, (8,), loss, draw_rows(teachers, 50), 5)
+        assert errors[loss, (8,)] == count_errors(logits, teachers.images.test_N)
+    assert student_errors(teachers, 897, steps=1)["labels alone", (8,)] != errors["labels alone", (8,)]
 
 
 def test_losses_are_what_their_names_say():
-    for name, lesson in LOSSES.items():
-        if lesson is None:
+    for name, settings in LOSSES.items():
+        if settings is None:
             assert name == "labels alone"
         else:
-            temperature, alpha = lesson
+            temperature, alpha = settings
             assert f"T = {temperature:g}" in name
             assert alpha == (0.5 if "α = ½" in name else 0)
 
 
-def test_tables_repeat_and_differ_by_seed():
-    def table(seed):
-        taught = train_teachers(seeds=2, seed=seed, steps=20)
-        return json.dumps([by_temperature(taught, 20, steps=3).rows, unseen(taught, steps=3).rows])
-
-    assert table(0) == table(0) != table(1)
-
-
-def test_one_seed_has_no_spread():
-    taught = train_teachers(seeds=1, steps=5)
-    table = by_temperature(taught, 20, steps=1)
-    assert "±" not in str(table.rows) + table.about
-    assert "1 seed," in table.about
-
-
 def test_digits_never_seen(teachers):
-    found = cells(unseen(teachers))
-    alone, raised_alone = (found["labels alone" + more] for more in ("", ", bias raised"))
-    told, raised = (found["teacher, T = 8" + more] for more in ("", ", bias raised"))
-    assert alone[1] == alone[3] == "0.0 ±0.0"
-    assert mean(told[1]) > 30
-    assert mean(raised[1]) > 75
-    assert mean(raised[1]) > mean(raised_alone[1]) + 20  # not the shift alone
-    assert mean(raised[3]) > 30 > mean(raised_alone[3])
-    assert mean(raised[0]) < mean(told[0]) < mean(alone[0])
-    assert mean(found["the teacher itself"][1]) > 85
+    no_3, only_7_8 = (unseen_digits(teachers, missing, steps=150) for missing in UNSEEN.values())
+
+    def mean(case, loss, figure):
+        return float(np.mean(case[loss][figure]))
+
+    for case in (no_3, only_7_8):
+        assert case["labels alone"]["recall"] == [0, 0, 0]
+    assert mean(no_3, "teacher, T = 8", "recall") > 30
+    raised, raised_alone = (f"{loss}, bias raised" for loss in ("teacher, T = 8", "labels alone"))
+    assert mean(no_3, raised, "recall") > 75
+    assert mean(no_3, raised, "recall") > mean(no_3, raised_alone, "recall") + 20  # not the bias alone
+    assert mean(only_7_8, raised, "recall") > 30 > mean(only_7_8, raised_alone, "recall")
+    errors = [mean(no_3, loss, "errors") for loss in (raised, "teacher, T = 8", "labels alone")]
+    assert errors == sorted(set(errors))
+    assert mean(no_3, "the teacher", "recall") > 85
 
 
-def test_the_bias_is_chosen_without_a_look_at_the_test_images(teachers, monkeypatch):
-    chosen_on, choose = [], digits_report.raise_bias
+def test_the_bias_is_chosen_without_the_test_images(teachers, monkeypatch):
+    chosen_on, choose = [], students.raise_bias
     monkeypatch.setattr(
-        digits_report, "raise_bias", lambda x, *rest: chosen_on.append(x.shape[1]) or choose(x, *rest)
+        students, "raise_bias", lambda x, *rest: chosen_on.append(x.shape[1]) or choose(x, *rest)
     )
-    unseen(teachers, steps=1)
+    unseen_digits(teachers, (3,), steps=1)
     assert set(chosen_on) == {len(teachers.images.train_N)}
 
 
-def test_rates_are_searched_without_a_look_at_the_test_images(monkeypatch):
-    def table(spoiled):
+def test_rates_are_searched_without_the_test_images(tmp_path, monkeypatch):
+    def search(spoiled):
         images = load_images()
         other = Images(images.train_ND, images.train_N, torch.zeros(900, 64), images.test_N)
-        monkeypatch.setattr(digits_report, "load_images", lambda: other if spoiled else images)
-        return search_rates((0.01,), seeds=1, splits=1, steps=2)
+        monkeypatch.setattr(lr_search, "load_images", lambda: other if spoiled else images)
+        return lr_search.search((0.01,), seeds=1, splits=1, steps=2)
 
-    monkeypatch.setattr(digits_report, "train_teachers", lambda *a, **k: train_teachers(*a, **k, steps=2))
-    assert table(False) == table(True)
-    assert set(cells(table(False))) == {"64+64, 0.01", "16, 0.01", "8, 0.01"}
+    monkeypatch.setattr(lr_search, "train_teachers", lambda *a, **k: train_teachers(*a, **k, steps=2))
+    found = search(False)
+    assert found == search(True)
+    monkeypatch.setattr(lr_search, "search", lambda seeds: found)
+    (table,) = lr_search.tables(lr_search.measure(RunContext(tmp_path)).detail)
+    assert set(cells(table)) == {"64+64, 0.01", "16, 0.01", "8, 0.01"}
     assert all(len(rates) == len(LOSSES) for rates in RATES.values())
 
 
-# the figure
+# the experiment
 
 
-def test_the_figure_shows_the_teachers_probabilities(teachers, tmp_path, monkeypatch):
-    figures, save = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: figures.append(self) or save(self, *a, **k))
-    plot_dark_knowledge(teachers, tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").stat().st_size > 10_000
-    panels = figures[0].axes
+def test_tables_show_the_measured_figures(tmp_path, monkeypatch):
+    found = measured(tmp_path, monkeypatch)
+    few, everything, unseen = DIGITS.tables(json.loads(json.dumps(found.detail)))
+    assert (few.name, few.headings) == ("digits-50", ["trained on", "64+64", "16", "8"])
+    assert everything.name == "digits-897"
+    assert "900 test images, 2 seeds" in few.about
+    assert list(cells(few)) == ["the teacher", *LOSSES]
+    assert cells(few)["the teacher"][1:] == ["", ""]
+    alone, distilled = (
+        np.array(found.values[f"errors, 50 images, 8, {loss}"]) for loss in ("labels alone", "teacher, T = 8")
+    )
+    assert cells(few)["labels alone"][2] == f"{alone.mean():.1f} ±{alone.std(ddof=1):.1f}"
+    helped = (distilled < alone).sum()
+    assert (
+        cells(few)["teacher, T = 8"][2] == f"{distilled.mean():.1f} ±{distilled.std(ddof=1):.1f} ({helped})"
+    )
+    percent = np.array(found.values["recall, only 7 and 8, the teacher"])
+    assert unseen.headings[4] == "only 7 and 8: recall"
+    assert cells(unseen)["the teacher"][3] == f"{percent.mean():.1f} ±{percent.std(ddof=1):.1f}"
+
+
+def test_a_tie_is_no_win(tmp_path, monkeypatch):
+    monkeypatch.setattr(students, "count_errors", lambda logits, labels: [5.0, 5.0])
+    few, *_ = DIGITS.tables(measured(tmp_path, monkeypatch).detail)
+    assert cells(few)["teacher, T = 1"] == ["5.0 ±0.0 (0)"] * 3
+
+
+def test_results_repeat_and_differ_by_seed(tmp_path, monkeypatch):
+    first, again, other = (measured(tmp_path, monkeypatch, seed=seed).values for seed in (0, 0, 1))
+    assert first == again != other
+
+
+def test_one_seed_has_no_spread(tmp_path, monkeypatch):
+    for table in DIGITS.tables(measured(tmp_path, monkeypatch, seeds=1).detail):
+        assert "±" not in str(table.rows) + table.about
+        assert "1 seed" in table.about
+
+
+def test_recorded_tables_can_be_made_again():
+    path = Path(__file__).parents[2] / "docs" / "results" / "digits.json"
+    detail = json.loads(path.read_text(encoding="utf-8"))
+    tables = {table.name: cells(table) for table in DIGITS.tables(detail)}
+    assert list(tables) == ["digits-100", "digits-897", "digits-unseen"]
+    assert tables["digits-100"]["teacher, T = 8"][0] == "62.5 ±9.9 (10)"
+    assert list(tables["digits-897"]) == ["the teacher", *LOSSES]
+
+
+def test_the_figure_shows_the_teachers_probabilities(teachers):
+    figure = Figure()
+    DIGITS.draw(figure, {"dark_knowledge": json.loads(json.dumps(dark_knowledge(teachers)))})
+    panels = figure.axes
     labels = [int(picture.get_ylabel().split()[1]) for picture in panels[::2]]
     assert labels == sorted(set(labels))
     assert len(labels) == 4
@@ -398,20 +424,15 @@ def test_the_figure_shows_the_teachers_probabilities(teachers, tmp_path, monkeyp
         assert expected.max() < 0.9  # softened
 
 
-# the command
-
-
-def test_the_digits_command(capsys, tmp_path, monkeypatch):
-    small = partial(train_teachers, steps=20)
-    monkeypatch.setattr(command, "train_teachers", small)
-    monkeypatch.setattr(command, "TABLES", (partial(by_temperature, steps=5),))
+def test_the_command(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "digits", partial(digits, teacher_steps=20, steps=5))
     out = tmp_path / "digits.json"
     assert cli.main(["digits", "--seeds", "2", "--out", str(out), "--seed", "3"]) == 0
     assert "labels alone" in capsys.readouterr().out
     data = json.loads(out.read_text())
-    assert (data["seeds"], data["seed"], len(data["tables"])) == (2, 3, 1)
+    assert (data["seeds"], data["seed"], len(DIGITS.tables(data))) == (2, 3, 3)
     assert out.with_suffix(".png").stat().st_size > 10_000
     assert cli.main(["digits", "--seeds", "0"]) == 1
-    assert "seeds (0) must be at least 1" in capsys.readouterr().err
+    assert "--seeds (0) must be at least 1" in capsys.readouterr().err
     assert cli.main(["digits", "--out", str(tmp_path / "no" / "digits.json")]) == 1
-    assert "make it first" in capsys.readouterr().err
+    assert "create it first" in capsys.readouterr().err

@@ -1,8 +1,7 @@
-"""Handwritten digits: small networks, one a seed and all trained side by side, from labels or from a teacher.
+"""Small networks on handwritten digits, one per seed, trained in one batch, from labels or from a teacher.
 
-The first setting of distillation (Hinton, Vinyals and Dean, arXiv 1503.02531, section 3) on the smallest real
-data there is: 1,797 images of 8×8 grey pixels, which come with scikit-learn (Alpaydin and Kaynak, UCI, 1998).
-The tables and the figure are in ``digits_report``.
+The first setting of distillation (Hinton, Vinyals and Dean, arXiv 1503.02531, section 3), on 1,797 images of
+8×8 gray pixels that come with scikit-learn (Alpaydin and Kaynak, UCI, 1998).
 
 Dimensions: S seeds, one network each; N images, D pixels (64) or width, C classes (10), H shifts of an image.
 """
@@ -18,13 +17,13 @@ from torch import Tensor, nn
 
 from minimoe.distill.losses import kd_loss
 
-CLASSES, SIDE = 10, 8  # digits; pixels of an image's side
+CLASSES, SIDE = 10, 8  # digits; pixels per side of an image
 
-TEACHER, TEACHER_STEPS = (64, 64), 1500  # hidden widths; many steps, for dropout and moved images are slow
+TEACHER, TEACHER_STEPS = (64, 64), 1500  # hidden widths; dropout and shifted images need many steps
 
 
 class Images(NamedTuple):
-    """Images to train on and others to test on: pixels (N, D) from 0 to 1, labels (N,) int64."""
+    """Training and test images: pixels (N, D) from 0 to 1, labels (N,) int64."""
 
     train_ND: Tensor
     train_N: Tensor
@@ -33,10 +32,10 @@ class Images(NamedTuple):
 
 
 def load_images(n_test: int = 900) -> Images:
-    """The digits, shuffled in one fixed way (the file goes by writer), the last ``n_test`` for testing.
+    """The digits in a fixed random order (the file is sorted by writer), the last ``n_test`` for testing.
 
     Raises:
-        ValueError: scikit-learn is missing, or nothing is left to train on.
+        ValueError: scikit-learn is missing, or no image is left to train on.
     """
     try:
         from sklearn.datasets import load_digits
@@ -51,12 +50,12 @@ def load_images(n_test: int = 900) -> Images:
 
 
 class Networks(nn.Module):
-    """S multilayer perceptrons of one shape with ReLUs, apart in all but time.
+    """S independent multilayer perceptrons of one shape, with ReLUs, computed in one batch.
 
     Args:
-        widths: from the pixels to the classes, (64, 128, 10) say.
-        dropout: share of each hidden layer left out in training.
-        generator: of the weights (He's normal), and of the dropout, which so leaves torch's own alone.
+        widths: from the pixels to the classes, such as (64, 128, 10).
+        dropout: fraction of each hidden layer that is dropped in training.
+        generator: for the weights (He initialization) and for dropout, so torch's global state is unused.
     """
 
     def __init__(
@@ -71,19 +70,19 @@ class Networks(nn.Module):
         self.dropout, self.generator = dropout, generator
 
     def forward(self, x_SND: Tensor) -> Tensor:
-        """(S, N, D) pixels, or (N, D) for all alike, to (S, N, C) logits."""
+        """Pixels (S, N, D), or (N, D) for the same images in all networks, to logits (S, N, C)."""
         h_SND = x_SND.expand(len(self.weights[0]), -1, -1)
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if layer:
-                h_SND = self._drop(h_SND.relu())
+                h_SND = self._dropout(h_SND.relu())
             h_SND = torch.baddbmm(bias, h_SND, weight)
         return h_SND
 
-    def _drop(self, h_SND: Tensor) -> Tensor:
+    def _dropout(self, h_SND: Tensor) -> Tensor:
         if not self.training or self.dropout == 0:
             return h_SND
-        kept = torch.rand(h_SND.shape, generator=self.generator, device=h_SND.device) >= self.dropout
-        return h_SND * kept / (1 - self.dropout)
+        mask = torch.rand(h_SND.shape, generator=self.generator, device=h_SND.device) >= self.dropout
+        return h_SND * mask / (1 - self.dropout)
 
 
 def train_networks(
@@ -91,18 +90,18 @@ def train_networks(
     batch: int = 100, teacher_SNC: Tensor | None = None, temperature: float = 1.0, alpha: float = 0.0,
     dropout: float = 0.0, jitter: float = 0.0,
 ) -> Networks:  # fmt: skip
-    """S networks with these hidden widths, each trained on its own N images; in evaluation mode.
+    """S networks with these hidden widths, each trained on its own N images; returned in evaluation mode.
 
-    Adam, its rate falling linearly to 0; batches drawn with replacement. What is drawn depends on ``seed``
-    and the shapes alone: a network that is distilled starts as, and sees the batches of, one that is not.
+    Adam with a learning rate that decays linearly to 0; batches are drawn with replacement. Initial weights
+    and batches depend on ``seed`` and the shapes alone, so they are the same with and without a teacher.
 
     Args:
         teacher_SNC: the teacher's logits. With them the loss is ``kd_loss`` at ``temperature`` and ``alpha``;
-            without, the labels' cross-entropy.
-        jitter: chance that an image is moved by at most a pixel, to one of 9 places.
+            without, the cross-entropy with the labels.
+        jitter: probability that an image is shifted by at most a pixel, to one of 9 positions.
 
     Raises:
-        ValueError: fewer than 1 network, image, step or image a batch.
+        ValueError: fewer than 1 network, image, step or image per batch.
     """
     (n_seeds, n_images), device = labels_SN.shape, x_SND.device
     for name, value in {"seeds": n_seeds, "images": n_images, "steps": steps, "batch": batch}.items():
@@ -111,7 +110,7 @@ def train_networks(
     generator = torch.Generator(device).manual_seed(seed)
     widths = (x_SND.shape[-1], *hidden, CLASSES)
     networks = Networks(n_seeds, widths, dropout=dropout, generator=generator)
-    x_HSND = moved(x_SND) if jitter else x_SND.unsqueeze(0)
+    x_HSND = shifted(x_SND) if jitter else x_SND.unsqueeze(0)
     optimizer = torch.optim.Adam(networks.parameters(), rate, fused=True)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, total_iters=steps)
     seeds_S1 = torch.arange(n_seeds, device=device).unsqueeze(1)
@@ -120,34 +119,34 @@ def train_networks(
         rows = torch.randint(n_images, size, generator=generator, device=device)
         shift = torch.zeros_like(rows)
         if jitter:
-            anywhere = torch.randint(len(x_HSND), size, generator=generator, device=device)
-            stay = torch.rand(size, generator=generator, device=device) >= jitter
-            shift = anywhere.masked_fill(stay, len(x_HSND) // 2)  # the middle one is the image itself
+            random = torch.randint(len(x_HSND), size, generator=generator, device=device)
+            unshifted = torch.rand(size, generator=generator, device=device) >= jitter
+            shift = random.masked_fill(unshifted, len(x_HSND) // 2)  # the middle one is the image itself
         logits, labels = networks(x_HSND[shift, seeds_S1, rows]), labels_SN[seeds_S1, rows]
         if teacher_SNC is None:
             loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
         else:
-            told = teacher_SNC[seeds_S1, rows]
-            loss = kd_loss(logits, told, labels, temperature=temperature, alpha=alpha)
+            teacher = teacher_SNC[seeds_S1, rows]
+            loss = kd_loss(logits, teacher, labels, temperature=temperature, alpha=alpha)
         optimizer.zero_grad()
-        (n_seeds * loss).backward()  # the mean runs over the networks too; each shall have its own
+        (n_seeds * loss).backward()  # the mean is over all networks; each gets the gradient of its own mean
         optimizer.step()
         schedule.step()
     return networks.eval()
 
 
-def moved(x_SND: Tensor) -> Tensor:
-    """(9, S, N, D): the images moved by -1, 0 or 1 pixel each way, what comes in being empty."""
+def shifted(x_SND: Tensor) -> Tensor:
+    """(9, S, N, D): the images shifted by -1, 0 or 1 pixel in each direction and padded with 0."""
     padded = F.pad(x_SND.unflatten(-1, (SIDE, SIDE)), (1, 1, 1, 1))
     views = [padded[..., r : r + SIDE, c : c + SIDE].flatten(-2) for r in range(3) for c in range(3)]
     return torch.stack(views)
 
 
 def raise_bias(logits_SNC: Tensor, digits: Sequence[int], share: float) -> Tensor:
-    """(S,) what to add to these digits' logits for ``share`` of the N images to be taken for one of them.
+    """(S,) bias that makes networks classify ``share`` of the N images as one of these digits.
 
-    Hinton's correction for digits that the transfer set lacks. He took the shift that made the fewest errors
-    on the test set; this one needs no label, but images on which the digits' share is known.
+    Hinton's correction for digits that are missing in the transfer set. He chose the bias with the fewest
+    errors on the test set; this one needs no labels, but images in which the digits' share is known.
     """
     chosen_C = torch.zeros(logits_SNC.shape[-1], dtype=torch.bool, device=logits_SNC.device)
     chosen_C[list(digits)] = True
@@ -157,7 +156,7 @@ def raise_bias(logits_SNC: Tensor, digits: Sequence[int], share: float) -> Tenso
 
 
 class Teachers(NamedTuple):
-    """The images, and what the teacher of each seed says of them: logits (S, N, C)."""
+    """The images, and the logits (S, N, C) of the teacher of each seed for them."""
 
     images: Images
     seed: int
@@ -166,18 +165,18 @@ class Teachers(NamedTuple):
 
 
 @torch.no_grad()
-def ask(networks: Networks, images: Images) -> tuple[Tensor, Tensor]:
-    """(S, N, C) logits of the training images, and of the test images."""
+def predict(networks: Networks, images: Images) -> tuple[Tensor, Tensor]:
+    """Logits (S, N, C) for the training images and for the test images."""
     return networks(images.train_ND), networks(images.test_ND)
 
 
 def train_teachers(
     images: Images | None = None, *, seeds: int = 10, seed: int = 0, steps: int = TEACHER_STEPS
 ) -> Teachers:
-    """One teacher a seed, of all training images (those of ``load_images``), with dropout, some images moved.
+    """One teacher per seed, trained on all training images with dropout, some of them shifted.
 
     Raises:
-        ValueError: seeds or steps below 1, or no scikit-learn.
+        ValueError: seeds or steps below 1, or scikit-learn is missing.
     """
     if seeds < 1:
         raise ValueError(f"seeds ({seeds}) must be at least 1")
@@ -186,10 +185,10 @@ def train_teachers(
     networks = train_networks(
         TEACHER, x_SND, labels_SN, seed=2 * seed, rate=5e-3, steps=steps, dropout=0.2, jitter=0.25
     )
-    return Teachers(images, seed, *ask(networks, images))
+    return Teachers(images, seed, *predict(networks, images))
 
 
-def draw(teachers: Teachers, n_images: int) -> Tensor:
-    """(S, n_images) which training images a student signal: each seed its own."""
+def draw_rows(teachers: Teachers, n_images: int) -> Tensor:
+    """(S, n_images) indices of the training images of each seed's students."""
     generator = torch.Generator().manual_seed(teachers.seed)
     return torch.rand(teachers.train_SNC.shape[:2], generator=generator).argsort(-1)[:, :n_images]
