@@ -41,14 +41,14 @@ class OneTurn(RunContext):
 @pytest.mark.distributed
 def test_bytes_are_those_predicted_and_recorded(tmp_path):
     """As ``cost`` predicts them: two of four processes, FP8 there and bf16 back."""
-    measured = communication.measure(OneTurn(tmp_path))
+    measured = communication.measure(OneTurn(tmp_path, seeds=2))
     assert measured.detail["bytes"] == RECORD["bytes"]
     every, two = (traffic(LAYER, dispatch_dtype).training for dispatch_dtype in ("bf16", "fp8"))
     limits = (replace(LAYER, top_groups=limit) for limit in (None, 2))
     free, limited = (processes_visited(config, 4) * 3 / 4 for config in limits)  # others, per token
     assert measured.values["bytes"][0] == pytest.approx(two * limited / (every * free), rel=0.03)
     assert measured.values["kB per token, free, bf16"][0] == pytest.approx(every * free / 1e3, rel=0.03)
-    assert len(measured.values["seconds"]) == 3
+    assert len(measured.values["seconds"]) == 2
     assert set(communication.EXPERT_PARALLEL.units) <= set(measured.values)
     detail = json.loads(json.dumps(measured.detail))
     assert communication.tables(detail) == communication.tables(RECORD)

@@ -125,4 +125,4 @@ def test_the_command_prints_and_writes_them(capsys, monkeypatch, tmp_path):
     assert data["tables"][0]["rows"] == quantization_noise.tables(signal_to_noise(64, 3))[0].rows
     assert data["seed"] == 3
     assert cli.main(["precision", "--out", str(tmp_path / "no" / "tables.json")]) == 1
-    assert "make it first" in capsys.readouterr().err
+    assert "create it first" in capsys.readouterr().err
