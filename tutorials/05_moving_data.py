@@ -419,7 +419,7 @@ run = PUBLISHED_RUNS["deepseek-v3"]
 whole = run.hours["pre-training"] / 1e6  # in millions
 hours = {}
 for name, plan in plans.items():
-    seconds = plan.microseconds / 1e6 * v3.n_mixtures * run.tokens
+    seconds = plan.microseconds / 1e6 * v3.n_moe_layers * run.tokens
     hours[name] = seconds / 3600 / 1e6
 assert hours["at most 4, 8 bits"] < 0.6 * hours["free, 16 bits"]
 

@@ -1,5 +1,4 @@
-"""[evidence] Benchmarks of MoE, FP8 and distillation against the ordinary way on this machine: ``minimoe
-bench``.
+"""[evidence] ``minimoe bench``: benchmarks of MoE, FP8 and distillation against the ordinary way.
 
 ``case`` defines a comparison as data and ``suites`` lists them; ``layers``, ``low_precision``, ``models`` and
 ``distillation`` build them; ``checks`` verifies that the compared compute the same; ``measure`` times a case

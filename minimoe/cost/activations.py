@@ -66,7 +66,7 @@ def activations(
         raise ValueError(f"tokens ({tokens}) and max_load_ratio ({max_load_ratio}) must be at least 1")
     logits, row = per_number.activation * a.vocab_size, per_number.activation * a.dim
     kept, within = 0.0, dict[str, float]()
-    for is_moe in [False] * (a.n_layers - a.n_mixtures) + [True] * a.n_mixtures:
+    for is_moe in [False] * (a.n_layers - a.n_moe_layers) + [True] * a.n_moe_layers:
         kept += attention(a, per_number) + feed_forward(a, per_number, is_moe=is_moe)
         for name, extra in _temporaries(a, per_number, tokens, is_moe, dispatch, max_load_ratio):
             within[name] = max(within.get(name, 0.0), kept + logits + row + extra)

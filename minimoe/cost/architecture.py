@@ -83,7 +83,7 @@ class Architecture:
             raise ValueError("hidden_dim (0) must be at least 1 if any layer is dense")
 
     @property
-    def n_mixtures(self) -> int:
+    def n_moe_layers(self) -> int:
         """MoE layers."""
         return self.n_layers - self.first_dense if self.n_experts else 0
 

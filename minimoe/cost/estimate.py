@@ -85,7 +85,7 @@ def _all_to_all(a: Architecture) -> dict[str, Any] | None:
         "nvlink_forwards": nvlink_forwards(a, n_nodes=NODES),
         "bytes_per_token_and_layer": {"bf16": bf16.bytes, "fp8": fp8.bytes},
         "microseconds_per_token_and_layer": {"bf16": bf16.microseconds, "fp8": fp8.microseconds},
-        "layers": a.n_mixtures,
+        "layers": a.n_moe_layers,
     }
 
 

@@ -63,17 +63,17 @@ class Parameters:
 
 def count(a: Architecture) -> Parameters:
     norm, expert = a.dim * (1 + int(a.biases)), network(a, a.expert_dim)
-    n_dense = a.n_layers - a.n_mixtures
+    n_dense = a.n_layers - a.n_moe_layers
     return Parameters(
         embedding=a.dim * (a.vocab_size + (a.context if a.positions else 0)),
         output=0 if a.tied else a.dim * a.vocab_size,
         attention=a.n_layers * attention(a),
         dense=n_dense * network(a, a.hidden_dim),
-        router=a.n_mixtures * a.dim * a.n_experts,
-        shared=a.n_mixtures * network(a, a.n_shared * a.expert_dim) if a.n_shared else 0,
-        routed=a.n_mixtures * a.n_experts * expert,
+        router=a.n_moe_layers * a.dim * a.n_experts,
+        shared=a.n_moe_layers * network(a, a.n_shared * a.expert_dim) if a.n_shared else 0,
+        routed=a.n_moe_layers * a.n_experts * expert,
         norms=(2 * a.n_layers + 1) * norm + a.n_layers * _inner_norms(a),
-        inactive=a.n_mixtures * (a.n_experts - a.top_k) * expert,
+        inactive=a.n_moe_layers * (a.n_experts - a.top_k) * expert,
     )
 
 

@@ -104,23 +104,23 @@ def _forward(
     """Name, number of layers, FLOPs and bytes of each part's forward pass."""
     number = precision.activation
     queries, keys, values, out = attention_widths(a)
-    n_dense, attended = a.n_layers - a.n_mixtures, (context + 1) / 2
+    n_dense, attended = a.n_layers - a.n_moe_layers, (context + 1) / 2
     through = 2 * a.dim + queries + keys + values + out
     yield "projections", a.n_layers, *_linear(precision, attention(a), tokens, through)
     # Queries in, results out; keys and values of all attended tokens, as the KV cache holds them.
     moved = tokens * (queries + out) + max(tokens, attended) * kv_cache_numbers(a)
     yield "scores", a.n_layers, 2.0 * tokens * attention_products(a) * attended, number * moved
-    if a.n_mixtures:
+    if a.n_moe_layers:
         gate = a.n_experts * a.dim
         moved = precision.other * gate + 4 * tokens * (a.dim + a.n_experts)
-        yield "router", a.n_mixtures, 2.0 * gate * tokens, moved
+        yield "router", a.n_moe_layers, 2.0 * gate * tokens, moved
         if a.n_shared:
             width = a.n_shared * a.expert_dim
-            yield "shared", a.n_mixtures, *_network(a, precision, width, tokens)
+            yield "shared", a.n_moe_layers, *_network(a, precision, width, tokens)
         flops, moved = _network(a, precision, a.expert_dim, tokens * a.top_k)
         others = expected_active_experts(a.n_experts, a.top_k, tokens) - 1
         moved += others * network(a, a.expert_dim) * precision.linear
-        yield "routed", a.n_mixtures, flops, moved
+        yield "routed", a.n_moe_layers, flops, moved
     if n_dense:
         yield "dense", n_dense, *_network(a, precision, a.hidden_dim, tokens)
     yield "embedding", 1, 0.0, (precision.other + number) * tokens * a.dim  # rows read and written

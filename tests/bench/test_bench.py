@@ -20,6 +20,8 @@ from minimoe.bench import (
     Plan,
     Work,
     cases,
+    dispatch_crossover,
+    distill_memory,
     distillation,
     layers,
     low_precision,
@@ -29,7 +31,6 @@ from minimoe.bench import (
 from minimoe.bench.case import WrongResult
 from minimoe.bench.checks import require_close
 from minimoe.bench.crossover import describe_crossover, describe_crossovers
-from minimoe.bench.distill_memory import memory_table
 from minimoe.bench.layers import DENSE_ACTIVE, DENSE_TOTAL, LAYERS
 from minimoe.bench.measure import case_records, time_case, usual_reference
 from minimoe.bench.report import print_bench
@@ -478,4 +479,31 @@ def test_the_recorded_summary_and_sentences_follow_from_the_recorded_figures():
 def test_the_chunked_loss_took_less_than_a_quarter_of_the_memory():
     records = json.loads((RESULTS / "distill-memory.json").read_text())["found"]
     assert all(losses["chunked"]["peak_mb"] < losses["plain"]["peak_mb"] / 4 for losses in records.values())
-    assert [row[3] for row in memory_table(records).rows] == ["0.097", "0.094"]
+    assert [row[3] for row in distill_memory.memory_table(records).rows] == ["0.097", "0.094"]
+
+
+def test_the_dispatch_crossover_is_measured_and_written(tmp_path, monkeypatch, capsys):
+    for name, value in {"TOKENS": (1, 2), "EXPERTS": ((4, 2),), "WIDTHS": ((16, 8),)}.items():
+        monkeypatch.setattr(dispatch_crossover, name, value)
+    monkeypatch.setattr(dispatch_crossover, "keep_freed_memory", lambda: True)
+    dispatch_crossover.main(threads=(1,), out=tmp_path / "crossover.json")
+    records = json.loads((tmp_path / "crossover.json").read_text())["found"]
+    assert [(r["dtype"], r["backward"], r["tokens"]) for r in records] == [
+        (dtype, backward, T)
+        for dtype in ("float32", "bfloat16")
+        for backward in (False, True)
+        for T in (1, 2)
+    ]
+    assert all(record["grouped_over_loop"] > 0 for record in records)
+    recorded = json.loads((RESULTS / "crossover-cpu.json").read_text())["found"]
+    assert records[0].keys() == recorded[0].keys()
+    assert capsys.readouterr().out.count("forward+backward") == 2
+
+
+@pytest.mark.parametrize("kind", distill_memory.KINDS)
+def test_both_distillation_losses_are_measured_and_equal(monkeypatch, kind):
+    monkeypatch.setattr(distill_memory, "T", 8)
+    monkeypatch.setattr(distill_memory, "V", 16)
+    plain, chunked = (distill_memory.measure(loss, kind) for loss in ("plain", "chunked"))
+    assert plain["loss"] == pytest.approx(chunked["loss"], rel=1e-5)
+    assert plain.keys() == chunked.keys() == {"peak_mb", "seconds", "loss"}
