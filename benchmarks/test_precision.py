@@ -1,13 +1,13 @@
-"""8 bits on this machine: rounding, decoding, quantising and multiplying, each against the usual way.
+"""FP8 on this machine: rounding, decoding, quantization and matmul, each against a baseline.
 
     pytest benchmarks/test_precision.py --benchmark-enable --benchmark-only -s
 
-One thread, float32. Each case takes turns with its baseline; the figure is the baseline's time over the
+One thread, float32. Each case alternates with its baseline; the figure is the baseline's time over the
 case's, so above 1 is faster than the baseline. Compiled cases are torch.compile of the same function.
 
-Expected: rounding and decoding are bound by memory once compiled, and torch's cast is not; quantising reads
-four bytes a number and writes one, so about a copy; a scaled matmul is a matmul and two passes over its
-operands; in bf16, where the processor has it, half a matmul.
+Expected: compiled, rounding and decoding are bound by memory bandwidth, unlike torch's cast; quantization
+reads four bytes per number and writes one, so it takes about as long as a copy; a scaled matmul is a matmul
+and two passes over its operands; in bf16, where the processor supports it, half a matmul.
 """
 
 from collections.abc import Callable
@@ -60,7 +60,7 @@ def decoding(compiled: bool) -> dict[str, Callable[[], object]]:
     return {"cast": lambda: codes.float(), "case": lambda: ours(codes)}
 
 
-def quantising(block) -> dict[str, Callable[[], object]]:
+def quantizing(block) -> dict[str, Callable[[], object]]:
     x, out = torch.randn(4096, 4096), torch.empty(4096, 4096)
     return {"copy": lambda: out.copy_(x), "case": lambda: quantize(x, E4M3, block)}
 
@@ -75,9 +75,9 @@ CASES: dict[str, tuple[Callable[..., dict], object]] = {
     "round_to E4M3, compiled": (rounding, True),
     "decode E4M3": (decoding, False),
     "decode E4M3, compiled": (decoding, True),
-    "quantize 1x128, 4096x4096": (quantising, (1, 128)),
-    "quantize 128x128, 4096x4096": (quantising, (128, 128)),
-    "quantize tensor, 4096x4096": (quantising, None),
+    "quantize 1x128, 4096x4096": (quantizing, (1, 128)),
+    "quantize 128x128, 4096x4096": (quantizing, (128, 128)),
+    "quantize tensor, 4096x4096": (quantizing, None),
     "matmul deepseek-v3, 2048^3": (product, DEEPSEEK_V3),
     "matmul deepseek-v3-pow2, 2048^3": (product, DEEPSEEK_V3_POW2),
     "matmul tensorwise, 2048^3": (product, TENSORWISE),
@@ -103,7 +103,7 @@ def test_speed(benchmark, rounds, case):
 
 
 @pytest.mark.parametrize("model", ["dense-active", "moe"])
-def test_bytes_of_a_quantised_model(benchmark, model):
+def test_bytes_of_a_quantized_model(benchmark, model):
     """The standard preset's weights: float32, bf16, and V3's codes with their scales."""
     config = PRESETS["standard"].models()[model]
     full = sum(p.nbytes for p in GPT(config).parameters())

@@ -1,14 +1,14 @@
-"""A tensor core's sums against mmaemu's, which are the same bits.
+"""The speed of emulating a tensor core's sums, against mmaemu, which computes the same bits.
 
     pytest benchmarks/test_tensor_core.py --benchmark-enable --benchmark-only -s
 
-One thread, E4M3 numbers, M = N = 256, K = 4096. Theirs is what a user of mmaemu calls on a CPU,
-``mmaemu.accumulate`` with its hopper profile (without promotion: ``use_fast_accum``); and its reference for a
-single sum, ``dot``, which is given a few rows and counted per row. All are timed in the same rounds, in turn.
+One thread, E4M3 numbers, M = N = 256, K = 4096. mmaemu is measured as a user calls it on a CPU,
+``mmaemu.accumulate`` with its hopper profile (without promotion: ``use_fast_accum``), and by its reference for
+a single sum, ``dot``, which gets a few rows and is counted per row. All are timed in the same rounds, in turn.
 
-Measured twice: as a process comes, where the C library gives large freed blocks back to the system and pays
-for them anew; and with them kept (``minimoe.tools.allocator``). mmaemu works in blocks of megabytes and gains most. It
-may gain without being asked: the library keeps freed blocks too where a used one lies above them.
+Measured twice: with the C library's default, which returns large freed blocks to the system and requests them
+again, and with freed memory kept (``minimoe.tools.allocator``). mmaemu works in blocks of megabytes and gains
+most. It may gain in the default, too: the library also keeps freed blocks below one that is in use.
 """
 
 import pytest

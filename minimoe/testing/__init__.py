@@ -1,4 +1,4 @@
-"""Checks for other people's code: quantizers and low-precision products."""
+"""Assertions for the tests of other implementations: quantizers and low-precision matmuls."""
 
 from minimoe.testing.bounds import assert_within_bound
 from minimoe.testing.quantizers import check_quantizer

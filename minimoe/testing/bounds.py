@@ -1,11 +1,9 @@
-"""``assert_within_bound``: whether a matmul computed elsewhere does what a recipe says."""
+"""``assert_within_bound``: an assertion that a low-precision matmul is as accurate as its recipe allows."""
 
 import torch
 from torch import Tensor
 
-from minimoe.precision.analysis.bounds import BoundKind, bound
-from minimoe.precision.analysis.error import decompose, measure_error
-from minimoe.precision.analysis.operand import exact_product
+from minimoe.precision.analysis import BoundKind, bound, decompose, exact_product, measure_error
 from minimoe.precision.quantize import Quantized
 from minimoe.precision.recipe import Recipe, as_recipe
 
@@ -20,7 +18,7 @@ def assert_within_bound(
     *,
     failure: float = 1e-9,
 ) -> float:
-    """Assert that ``actual`` is a_MK @ b_KN but for what the recipe's roundings explain (``bounds.bound``).
+    """Assert that ``actual`` differs from a_MK @ b_KN by no more than the recipe's error bound (``bound``).
 
         >>> from minimoe.precision.matmul import matmul
         >>> from minimoe.testing import assert_within_bound
@@ -34,57 +32,57 @@ def assert_within_bound(
           in 2 of 2 rows and 2 of 2 columns; 100% too small: terms lost in sums, saturated or rounded to 0?
           relative error 1, the recipe's own is ...
 
-    It sees what is wrong by more than rounding: a scale missing or at the wrong place, sums kept in too few
-    bits. It does not see what is as small as rounding itself: 1x64 tiles for 1x128, or bf16 for float32 in a
+    It detects errors larger than rounding: a missing or misplaced scale, sums kept in too few bits. It does
+    not detect errors as small as rounding: 1x64 tiles in place of 1x128, or bf16 in place of float32 in a
     result of 8-bit numbers.
 
-    The probabilistic bound sees more, for data that do not repeat. For random signs the deterministic one
-    grows like K and the result like sqrt(K); in E4M3 it says little beyond K = 1000.
+    The probabilistic bound detects more, for data that do not repeat. For random signs the deterministic one
+    grows like K and the result like sqrt(K); in E4M3 it is of little use beyond K = 1000.
 
-    Elements whose bound is infinite (they meet numbers that are not finite) are not judged.
+    Elements with an infinite bound (from operands that are not finite) are not checked.
 
     Args:
         actual: (..., M, N), any float dtype.
         a_MK, b_KN, recipe, kind, failure: as for ``bound``.
 
     Returns:
-        The largest error as a part of its bound, from 0 to 1.
+        The largest ratio of an error to its bound, from 0 to 1.
 
     Raises:
-        AssertionError: how many elements exceed the bound, the worst of them, where they are, and which
-            error the recipe itself would have made.
-        ValueError: another shape than the product's; no element has a finite bound; as ``bound``.
+        AssertionError: how many elements exceed the bound, the worst one, their rows and columns, and the
+            error of the recipe itself.
+        ValueError: a shape that is not the product's; no element has a finite bound; as ``bound``.
         TypeError: as ``bound``.
     """
     recipe = as_recipe(recipe)
     limit = bound(a_MK, b_KN, recipe, kind, failure=failure)
     if actual.shape != limit.shape:
         raise ValueError(f"actual is {tuple(actual.shape)}, but a b is {tuple(limit.shape)}")
-    judged = limit.isfinite()
-    if limit.numel() and not judged.any():
+    checked = limit.isfinite()
+    if limit.numel() and not checked.any():
         raise ValueError(
             f"{recipe.name}: the {kind} bound of all {limit.numel()} elements is infinite (numbers that are "
-            "not finite, or sums that can overflow), so that there is nothing to hold actual to"
+            "not finite, or sums that can overflow), so actual cannot be checked"
         )
     actual, exact = actual.detach(), exact_product(a_MK, b_KN)
     error = (actual.double() - exact).abs()
     ratio = torch.where(error == 0, 0.0, error / limit)
-    wrong = judged & ~(ratio <= 1)  # NaN is wrong, too
+    wrong = checked & ~(ratio <= 1)  # NaN included
     if not wrong.any():
-        return float(ratio[judged].max()) if limit.numel() else 0.0
-    shares = decompose(a_MK, b_KN, recipe)
+        return float(ratio[checked].max()) if limit.numel() else 0.0
+    breakdown = decompose(a_MK, b_KN, recipe)
     lines = [
         f"{recipe.name}: {int(wrong.sum())} of {wrong.numel()} elements exceed the {kind} bound",
-        _worst(torch.where(wrong, ratio.nan_to_num(nan=torch.inf), -1.0), actual, exact, limit),
-        _where(wrong, actual, exact),
+        _describe_worst(torch.where(wrong, ratio.nan_to_num(nan=torch.inf), -1.0), actual, exact, limit),
+        _describe_location(wrong, actual, exact),
         f"  relative error {measure_error(actual, exact).relative:.3g}, the recipe's own is "
-        f"{measure_error(exact + shares.total, exact).relative:.3g}, most of it {shares.dominant} "
-        f"({', '.join(f'{name} {norm:.2g}' for name, norm in shares.norms().items() if norm)})",
+        f"{measure_error(exact + breakdown.total, exact).relative:.3g}, most of it {breakdown.dominant} "
+        f"({', '.join(f'{name} {norm:.2g}' for name, norm in breakdown.norms().items() if norm)})",
     ]
     raise AssertionError("\n".join(lines))
 
 
-def _worst(ratio: Tensor, actual: Tensor, exact: Tensor, limit: Tensor) -> str:
+def _describe_worst(ratio: Tensor, actual: Tensor, exact: Tensor, limit: Tensor) -> str:
     i = int(ratio.argmax())
     index = tuple(int(k) for k in torch.unravel_index(torch.tensor(i), ratio.shape))
     got, want, most = (float(x.flatten()[i]) for x in (actual, exact, limit))
@@ -94,8 +92,8 @@ def _worst(ratio: Tensor, actual: Tensor, exact: Tensor, limit: Tensor) -> str:
     )
 
 
-def _where(wrong: Tensor, actual: Tensor, exact: Tensor) -> str:
-    """Rows and columns, which tell a's scales from b's, and a direction if there is one."""
+def _describe_location(wrong: Tensor, actual: Tensor, exact: Tensor) -> str:
+    """The rows (affected by a's scales) and columns (b's), and the direction of the error if there is one."""
     wrong_MN = wrong.reshape(-1, wrong.shape[-1])
     rows, columns = wrong_MN.any(1), wrong_MN.any(0)
     line = f"  in {int(rows.sum())} of {len(rows)} rows and {int(columns.sum())} of {len(columns)} columns"

@@ -1,10 +1,5 @@
-"""Assertions for other people's tests.
+"""``check_quantizer``: an assertion that a function rounds to a number format exactly."""
 
-``check_quantizer`` says whether a function rounds to a number format as it claims to, and if not, where;
-``assert_within_bound`` whether a matmul in few bits is as exact as its recipe allows.
-"""
-
-import math
 from collections.abc import Callable, Iterator
 from typing import Literal, get_args
 
@@ -27,44 +22,41 @@ def check_quantizer(
     samples: int = 1 << 18,
     seed: int = 0,
 ) -> None:
-    """Assert that ``fn`` rounds every number to ``fmt``, each by itself, as ``round_to`` does.
+    """Assert that ``fn`` rounds every number to ``fmt``, element by element, as ``round_to`` does.
 
-    torch's own casts pass, with the policies that torch 2.13 has (up to 2.11 E4M3's are "nan" and "keep"):
+    torch's own casts pass, with the policies of torch 2.13 (up to 2.11 E4M3's are "nan" and "keep"):
 
         check_quantizer(lambda x: x.to(torch.float8_e4m3fn), E4M3, nonfinite="saturate")
         check_quantizer(lambda x: x.to(torch.float8_e5m2), E5M2, overflow="inf")
 
     The checks, each over vectors of float32:
 
-        numbers       every number of the format stays itself
-        ties          halfway between two neighbours, to the even one
+        numbers       every number of the format is unchanged
+        ties          midpoints of two neighbors, to the even one
         beside        one step of float32 below and above every tie and every number
         bf16, fp16    every number of these formats
         random        float32 bit patterns: half from all, half from the format's range
         overflow      all of these that are finite and greater than the largest number, ``fmt.max``
         symmetry      fn(-x) is -fn(x)
         order         fn never falls as x rises
-        independence  order, neighbours, shape and strides change nothing (a scale taken from them would)
-        zeros         the signs of zeros, and of what rounds to them
+        independence  order, other elements, shape and strides change nothing (a hidden scale would)
+        zeros         the signs of zeros, and of numbers that round to them
         nonfinite     infinities and NaNs
 
     Args:
-        fn: takes a float32 tensor to the rounded numbers, in its shape, as float32 or ``fmt.dtype``.
-        fmt: of at most 20 bits, its numbers all in float32. For E8M0 the inputs are positive, so that 0 and
-            negative numbers, on which implementations disagree, are left to them.
+        fn: maps a float32 tensor to the rounded numbers, in its shape, as float32 or ``fmt.dtype``.
+        fmt: a format of at most 20 bits whose numbers all fit float32. For E8M0 the inputs are positive: 0
+            and negative numbers, on which implementations disagree, are not checked.
         overflow: what ``fn`` does with finite numbers that round beyond the largest.
-        nonfinite: "keep", as ``round_to`` does: NaN stays NaN, an infinity stays one where the format has it
-            and is NaN where not; "saturate": infinities become ±max, NaN stays NaN; "skip": not asked.
-        rounding: to the nearest, ties to even, or towards zero.
-        samples: how many random inputs.
-
-    Returns:
-        None, if all checks pass.
+        nonfinite: "keep", as ``round_to`` does: NaN stays NaN, an infinity stays one, or becomes NaN if the
+            format has none; "saturate": infinities become ±max, NaN stays NaN; "skip": not checked.
+        rounding: to nearest, ties to even, or toward zero.
+        samples: number of random inputs.
 
     Raises:
-        AssertionError: which checks failed, at how many inputs, and the three smallest of these; or ``fn``
-            raised, or returned another shape or dtype.
-        ValueError: an unknown policy, or a format that cannot be checked.
+        AssertionError: which checks failed, for how many inputs, and the three smallest of these; or ``fn``
+            raised an exception, or returned a wrong shape or dtype.
+        ValueError: an unknown policy, or a format that this check does not support.
     """
     fmt = as_format(fmt)
     if nonfinite not in get_args(Nonfinite) or rounding not in ("nearest", "zero"):
@@ -87,7 +79,7 @@ def check_quantizer(
     if fmt.signed:
         zeros = torch.cat((torch.tensor((0.0, -0.0)), x[(x != 0) & (x.abs() < fmt.min_subnormal)]))
         got, expected = call(zeros), reference(zeros)
-        both = (got == 0) & (expected == 0)  # others are in the checks before
+        both = (got == 0) & (expected == 0)  # the checks above cover the others
         checks.append(_Check("zeros", zeros[both], got[both], expected[both], signed_zeros=True))
     if nonfinite != "skip":
         bits = (0x7F800000, 0x7FC00000, 0x7F800001)  # infinity, a quiet and a signalling NaN
@@ -101,7 +93,7 @@ def check_quantizer(
 
 
 class _Check:
-    """What one check fed in, got back and expected: three float32 tensors (N,)."""
+    """One check's inputs, results and expected results: three float32 tensors (N,)."""
 
     def __init__(self, name: str, x: Tensor, got: Tensor, expected: Tensor, *, signed_zeros: bool = False):
         same = got == expected
@@ -128,9 +120,9 @@ def _hex(x: float) -> str:
 
 
 def _inputs(fmt: Format, samples: int, seed: int) -> dict[str, Tensor]:
-    """Finite inputs by name; those beyond the format's largest number are all under "overflow"."""
+    """Finite inputs by name; all those beyond the format's largest number are in "overflow"."""
     values = fmt.values[fmt.values.isfinite()].unique()
-    step = 2.0 ** (math.frexp(fmt.max)[1] - 1 - fmt.mantissa_bits)
+    step = 2.0 ** (fmt.max_exponent - fmt.mantissa_bits)
     beyond = torch.tensor((fmt.max + step,), dtype=torch.float64)  # where the next number would be
     values = torch.cat((-beyond, values, beyond) if fmt.signed else (values, beyond))
     ties = ((values[1:] + values[:-1]) / 2).float()
@@ -157,37 +149,37 @@ def _inputs(fmt: Format, samples: int, seed: int) -> dict[str, Tensor]:
 
 
 def _relations(call: Callable[[Tensor], Tensor], x: Tensor, fmt: Format) -> Iterator[_Check]:
-    """What must hold between fn's own results; x rises."""
-    whole = call(x)
+    """Relations between fn's own results; x is sorted."""
+    result = call(x)
     if fmt.signed:
-        yield _Check("symmetry", -x, call(-x), -whole)
-    number = ~whole.isnan()
-    rising = whole[number]
+        yield _Check("symmetry", -x, call(-x), -result)
+    number = ~result.isnan()
+    rising = result[number]
     yield _Check("order", x[number][1:], rising[1:], rising[1:].maximum(rising[:-1]))
     x = x[x.abs() <= fmt.max]
-    x = x[x.abs().argsort(stable=True)]  # so that the halves differ in size, as a hidden scale would see
+    x = x[x.abs().argsort(stable=True)]  # the halves differ in size, which a hidden scale depends on
     half = len(x) // 2
     even = 2 * half
-    whole = call(x)
+    result = call(x)
     pieces = {
         "reversed": call(x.flip(0)).flip(0),
         "split": torch.cat((call(x[:half]), call(x[half:]))),
         "transposed": call(x[:even].view(half, 2).t()).t().reshape(even),
     }
     for name, got in pieces.items():
-        yield _Check(f"independence ({name})", x[: len(got)], got, whole[: len(got)])
+        yield _Check(f"independence ({name})", x[: len(got)], got, result[: len(got)])
 
 
 def _call(fn: Callable[[Tensor], Tensor], x: Tensor, fmt: Format) -> Tensor:
-    """fn's answer as float32."""
-    given = f"given float32 {tuple(x.shape)}"
+    """fn(x) as float32; AssertionError for an exception or a wrong result type."""
+    given = f"for float32 {tuple(x.shape)}"
     try:
         y = fn(x.clone())
     except Exception as error:
         raise AssertionError(f"{fmt}: {given}, fn raised {type(error).__name__}: {error}") from error
-    wanted = (torch.float32,) if fmt.dtype is None else (torch.float32, fmt.dtype)
-    if not isinstance(y, Tensor) or y.shape != x.shape or y.dtype not in wanted:
+    dtypes = (torch.float32,) if fmt.dtype is None else (torch.float32, fmt.dtype)
+    if not isinstance(y, Tensor) or y.shape != x.shape or y.dtype not in dtypes:
         kind = f"{y.dtype} {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
-        names = " or ".join(str(dtype) for dtype in dict.fromkeys(wanted))
+        names = " or ".join(str(dtype) for dtype in dict.fromkeys(dtypes))
         raise AssertionError(f"{fmt}: {given}, fn returned {kind}; it must return {names} of that shape")
     return y.detach().float()

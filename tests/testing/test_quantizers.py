@@ -1,5 +1,5 @@
-"""check_quantizer passes what rounds rightly and names what is wrong with the rest: small functions of our
-own, and published packages where they are installed."""
+"""check_quantizer accepts correct rounding and names the mistakes of other functions: small ones here, and
+published packages where they are installed."""
 
 import re
 
@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning"),  # numpy's, of signalling NaNs
     pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning"),  # gfloat's, of float32
 ]
-EVERY = {"ties", "beside", "bf16", "fp16", "random"}  # what most mistakes of rounding show up in
+EVERY = {"ties", "beside", "bf16", "fp16", "random"}  # the checks that most rounding mistakes fail
 
 
 def failures(fn, fmt=E4M3, **options):
@@ -28,7 +28,7 @@ def failures(fn, fmt=E4M3, **options):
     return report, set(re.findall(r"^  (\S[^:]*): \d+ of \d+ inputs$", report, re.MULTILINE))
 
 
-# what passes
+# what is accepted
 
 
 @pytest.mark.parametrize("fmt", [fmt for fmt in FORMATS.values() if fmt.bits <= 16], ids=str)
@@ -46,7 +46,7 @@ def test_nineteen_bits_can_be_checked():
 
 @pytest.mark.parametrize("fmt", [fmt for fmt in ML_DTYPES if fmt != E8M0], ids=str)
 def test_ml_dtypes_passes(fmt):
-    """But E8M0, of which it gets subnormal floats wrong (test_rounding.py)."""
+    """Except E8M0, where it rounds subnormal floats wrongly (test_rounding.py)."""
     overflow = "inf" if fmt.has_infinity else "nan" if fmt.has_nan else "saturate"
     check_quantizer(
         lambda x: torch.from_numpy(x.numpy().astype(ML_DTYPES[fmt]).astype(np.float32)),
@@ -68,7 +68,7 @@ def test_gfloat_passes(fmt, rounding):
 
 
 def test_torchs_casts_pass():
-    """Of E4M3 with the policies that this version has."""
+    """E4M3 with this version's policies."""
     dtype = torch.float8_e4m3fn
     saturates = torch.tensor(1000.0).to(dtype).float() == 448
     policies = {"nonfinite": "saturate"} if saturates else {"overflow": "nan"}
@@ -80,23 +80,23 @@ def test_torchs_casts_pass():
     check_quantizer(lambda x: x.to(torch.bfloat16), BF16, overflow="inf")
 
 
-def test_clamping_first_passes_and_so_does_spoiling_the_argument():
+def test_clamping_first_passes_and_so_does_modifying_the_argument():
     check_quantizer(lambda x: own(x.clamp(-448, 448)), E4M3, nonfinite="saturate")
 
-    def spoiling(x):
+    def modifying(x):
         y = own(x)
         x.fill_(7)
         return y.requires_grad_()
 
-    check_quantizer(spoiling, E4M3)
+    check_quantizer(modifying, E4M3)
 
 
-def test_what_becomes_of_zero_and_negative_numbers_in_e8m0_is_left_open():
+def test_zero_and_negative_numbers_are_not_checked_for_e8m0():
     check_quantizer(lambda x: torch.where(x <= 0, 7.0, round_to(x, E8M0)), E8M0)
 
 
 def test_the_random_inputs_are_many_of_both_signs_and_in_range():
-    """The sixth check's. Of 2^18, those that overflow are left to another check; a seed makes others."""
+    """Those of the sixth check. Of 2^18, those that overflow go to another check; a seed selects them."""
 
     def random_inputs(seed):
         seen = []
@@ -111,11 +111,11 @@ def test_the_random_inputs_are_many_of_both_signs_and_in_range():
     assert not set(x.tolist()) >= set(random_inputs(1).tolist())
 
 
-# what does not
+# what is not
 
 
 def own(x, rounding=torch.round, exponent=lambda x: torch.frexp(x)[1] - 1):
-    """E4M3 with parts to spoil."""
+    """E4M3, with replaceable parts."""
     step = torch.ldexp(torch.ones_like(x), exponent(x).clamp(-6, 8).int() - 3)
     y = (rounding(x / step) * step).clamp(-448, 448)
     return torch.where(x.isinf(), torch.nan, y)
@@ -126,7 +126,7 @@ def by_logarithm(x, rounding):
 
 
 def half_away(x):
-    """How microxcaling's ``nearest`` rounds: 1.0625 to 1.125. The sum rounds too, 0.49999997 + 0.5 to 1."""
+    """microxcaling's ``nearest``: 1.0625 rounds to 1.125. The sum is rounded too, 0.49999997 + 0.5 to 1."""
     return own(x, lambda steps: (steps.abs() + 0.5).floor().copysign(steps))
 
 
@@ -135,18 +135,18 @@ def half_down(x):
 
 
 def tail_left_out(x):
-    """What a kernel does that works on blocks of 16 and forgets the rest."""
+    """Like a kernel that processes blocks of 16 and omits the remainder."""
     n = x.numel() // 16 * 16
     return torch.cat((own(x.reshape(-1)[:n]), x.reshape(-1)[n:])).view(x.shape)
 
 
-def blind_to_strides(x):
+def ignores_strides(x):
     rows = torch.empty(x.shape).stride()
     return own(x.as_strided(x.shape, rows))
 
 
 def scaled(x):
-    """Each call with a scale of its own, as quantizers of tensors have it."""
+    """One scale per call, as in a tensor quantizer."""
     scale = x.nan_to_num(0, 0, 0).abs().max() / 448
     return own(x / scale) * scale
 
@@ -182,11 +182,11 @@ WRONG = {
         tail_left_out,
         {"ties", "bf16", "fp16", "overflow", "independence (split)", "nonfinite"},
     ),
-    "blind to strides": (blind_to_strides, {"independence (transposed)"}),
+    "strides ignored": (ignores_strides, {"independence (transposed)"}),
 }
 
 
-def test_the_functions_to_spoil_are_right():
+def test_the_unmodified_functions_are_right():
     check_quantizer(own, E4M3)
     check_quantizer(lambda x: own(x, torch.trunc), E4M3, rounding="zero")
 
@@ -198,7 +198,7 @@ def test_each_mistake_is_found_by_the_checks_for_it(name):
 
 
 def test_a_step_from_a_logarithm_is_found_toward_zero():
-    """Just below powers of two it is twice too large. To nearest they round up to the power in any case."""
+    """Just below powers of two it is twice too large. To nearest they round up to the power anyway."""
     check_quantizer(lambda x: by_logarithm(x, torch.round), E4M3)
     names = failures(lambda x: by_logarithm(x, torch.trunc), rounding="zero")[1]
     assert names >= {"beside", "order"}
@@ -211,7 +211,7 @@ def test_clamping_at_447_matters_toward_zero_only():
 
 
 @pytest.mark.parametrize(("rounding", "last"), [("nearest", 464.0), ("zero", 479.99997)])
-def test_overflow_a_hair_too_early_or_too_late_is_found(rounding, last):
+def test_overflow_one_step_too_early_or_too_late_is_found(rounding, last):
     """``last`` is the last float32 that becomes 448."""
     policy = {"overflow": "nan", "rounding": rounding}
 
@@ -240,7 +240,7 @@ def test_ties_between_scales_go_up():
 
 
 def test_the_report():
-    """Counts, and the three smallest inputs, the positive before the negative."""
+    """Counts, and the three smallest inputs, positive before negative."""
     report, _ = failures(lambda x: own(x).masked_fill(x > 464, torch.nan), samples=0)
     first, second, *inputs = report.splitlines()
     assert first == "E4M3: 2 of 14 checks failed"
@@ -265,7 +265,7 @@ def test_the_report():
     [
         (
             lambda x: x.double(),
-            r"given float32 \(25\d,\), fn returned torch.float64 .*torch.float8_e4m3fn of",
+            r"for float32 \(25\d,\), fn returned torch.float64 .*torch.float8_e4m3fn of",
         ),
         (lambda x: x[1:], r"fn returned torch.float32 \(252,\); it must return torch.float32 or"),
         (lambda x: x.to(torch.float8_e5m2), "fn returned torch.float8_e5m2"),
@@ -273,11 +273,11 @@ def test_the_report():
         (lambda x: None, "fn returned NoneType"),
         (
             lambda x: x + torch.ones(3),
-            r"E4M3: given float32 \(253,\), fn raised RuntimeError: .*size",
+            r"E4M3: for float32 \(253,\), fn raised RuntimeError: .*size",
         ),
     ],
 )
-def test_functions_of_another_kind_are_told_so(fn, message):
+def test_functions_with_another_signature_are_refused(fn, message):
     with pytest.raises(AssertionError, match=message):
         check_quantizer(fn, E4M3)
 
@@ -293,12 +293,12 @@ def test_functions_of_another_kind_are_told_so(fn, message):
         ("E9M9", {}, "unknown format 'E9M9'"),
     ],
 )
-def test_what_cannot_be_checked_is_refused_before_fn_is_asked(fmt, options, message):
+def test_unsupported_arguments_are_refused_before_fn_is_called(fmt, options, message):
     with pytest.raises(ValueError, match=message):
         check_quantizer(lambda x: 1 / 0, fmt, **options)
 
 
-def test_nothing_is_asked_of_nan_where_it_is_skipped():
+def test_nan_is_not_passed_where_it_is_skipped():
     def refuses(x):
         assert x.isfinite().all()
         return own(x)
@@ -312,8 +312,8 @@ def test_nothing_is_asked_of_nan_where_it_is_skipped():
 
 
 def test_qtorch():
-    """Ties away from zero, near 0 even from just below them; the codes of NaN are numbers, up to 480; one
-    zero."""
+    """Ties away from zero, near 0 even numbers just below them; the codes of NaN are numbers, up to 480; only
+    one zero."""
     quant = pytest.importorskip("qtorch.quant")
     report, names = failures(lambda x: quant.float_quantize(x, exp=4, man=3, rounding="nearest"))
     assert names == {"ties", "beside", "bf16", "fp16", "overflow", "zeros", "nonfinite"}
@@ -322,8 +322,8 @@ def test_qtorch():
 
 
 def test_unit_scaling():
-    """Its 4 exponent bits are those of E4M3FNUZ, with the largest number 240; of these ties go towards zero,
-    and near 0 so does what is just above them."""
+    """Its 4 exponent bits are those of E4M3FNUZ, with the largest number 240; of these ties go toward zero,
+    and near 0 so do numbers just above them."""
     formats = pytest.importorskip("unit_scaling.formats")
     quantise = formats.FPFormat(4, 3, rounding="nearest").quantise
     report, names = failures(quantise)
@@ -335,7 +335,7 @@ def test_unit_scaling():
 
 
 def test_pychop():
-    """Its largest number is 240 as in IEEE 754, but what is beyond becomes 0 and, from 512 on, infinity."""
+    """Its largest number is 240 as in IEEE 754, but larger ones become 0 and, from 512 on, infinity."""
     pychop = pytest.importorskip("pychop")
     report, names = failures(pychop.Chop(exp_bits=4, sig_bits=3, rmode=1), overflow="saturate")
     assert names >= {"numbers", *EVERY, "overflow", "order", "nonfinite"}

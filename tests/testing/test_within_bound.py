@@ -1,4 +1,4 @@
-"""assert_within_bound passes what is right, finds what is wrong by more than rounding, and says where."""
+"""assert_within_bound accepts correct results, and detects and locates errors larger than rounding."""
 
 import doctest
 import re
@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from minimoe.precision.accumulator import Accumulator
-from minimoe.precision.analysis.bounds import bound
-from minimoe.precision.analysis.operand import exact_product
+from minimoe.precision.analysis import bound, exact_product
 from minimoe.precision.formats import E4M3
 from minimoe.precision.matmul import matmul
 from minimoe.precision.quantize import fake_quantize, quantize
@@ -27,18 +26,18 @@ def report(actual, a, b, recipe, kind="deterministic"):
 
 
 def uneven(rows, columns):
-    """Magnitudes that differ from block to block, so that it matters whose scale is used."""
+    """Magnitudes that differ from block to block, so that a wrong block's scale matters."""
     x = torch.randn(rows, columns)
     blocks = torch.exp2(torch.randint(-6, 7, (rows // 128 + 1, columns // 128 + 1)))
     return x * blocks.repeat_interleave(128, 0).repeat_interleave(128, 1)[:rows, :columns]
 
 
 def v3_by_hand(a, b, side=128):
-    """Someone else's implementation: dequantise, multiply."""
+    """Another implementation: dequantize, multiply."""
     return fake_quantize(a, E4M3, (1, side)) @ fake_quantize(b, E4M3, (side, side))
 
 
-# what passes
+# what is accepted
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -74,7 +73,7 @@ def test_all_backends_pass():
     core = ROWWISE.with_(accumulator=Accumulator.tensor_core(13, 128))
     for kind in KINDS:
         assert_within_bound(matmul(a, b, core), a, b, core, kind)
-        assert_within_bound(matmul(a, b, ROWWISE), a, b, core, kind)  # more exact is right as well
+        assert_within_bound(matmul(a, b, ROWWISE), a, b, core, kind)  # a more exact result is accepted
 
 
 def test_the_example_of_the_docstring_runs():
@@ -83,7 +82,7 @@ def test_the_example_of_the_docstring_runs():
     assert results.failed == 0
 
 
-# what is found
+# what is detected
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -107,7 +106,7 @@ def test_transposed_scales(kind):
     assert "in 32 of 32 rows" in report(wrong, a, b, "deepseek-v3", kind)
 
 
-def test_one_wrong_scale_is_told_by_its_rows_or_columns():
+def test_one_wrong_scale_is_located_by_its_rows_or_columns():
     a, b = torch.randn(32, 512), torch.randn(512, 256)
     left, right = fake_quantize(a, E4M3, (1, 128)), fake_quantize(b, E4M3, (128, 128))
     left[5, 128:256] *= 2
@@ -118,7 +117,7 @@ def test_one_wrong_scale_is_told_by_its_rows_or_columns():
     right[128:256, 128:] *= 2
     text = report(left @ right, a, b, "deepseek-v3", "probabilistic")
     assert int(re.search(r"and (\d+) of 256 columns", text)[1]) <= 128
-    left[3, :] *= 2  # in one row all of it
+    left[3, :] *= 2  # all of one row
     assert "in 1 of 32 rows" in report((left @ fake_quantize(b, E4M3, (128, 128)))[:], a, b, "deepseek-v3")
 
 
@@ -144,7 +143,7 @@ def test_sums_that_are_not_promoted():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_bf16_where_nothing_was_to_be_rounded(kind):
+def test_bf16_where_nothing_may_be_rounded(kind):
     a, b = torch.randn(32, 256), torch.randn(256, 32)
     assert "most of it accumulation" in report(matmul(a, b, FULL).bfloat16(), a, b, FULL, kind)
     report(a.bfloat16().float() @ b, a, b, FULL, kind)
@@ -160,16 +159,16 @@ def test_nan_is_found_and_reported():
     assert "2 of 64 elements" in text
     assert "worst at (2, 3): nan instead of" in text
     assert "2 of them not finite" in text
-    a[2] = torch.inf  # where the inputs are not finite, nothing is asked of the result
+    a[2] = torch.inf  # where the inputs are not finite, the result is not checked
     y[4, 4] = 1e3
     assert "1 of 64 elements" in report(y, a, b, "deepseek-v3")
 
 
-# what is not
+# what is not detected
 
 
-def test_what_is_as_small_as_rounding_passes():
-    """To be honest about it: none of these is what the recipe says, and none is outside its bound."""
+def test_errors_as_small_as_rounding_pass():
+    """A limit of the check: none of these is what the recipe says, and none is outside its bound."""
     a, b = torch.randn(32, 512), torch.randn(512, 32)
     for wrong in (
         v3_by_hand(a, b, side=64),
@@ -181,14 +180,14 @@ def test_what_is_as_small_as_rounding_passes():
             assert_within_bound(wrong, a, b, "deepseek-v3", kind)
 
 
-def test_the_deterministic_bound_of_a_long_sum_of_random_signs_says_nothing():
-    """At K = 8192 it passes zeros; the probabilistic one does not."""
+def test_the_deterministic_bound_of_a_long_sum_of_random_signs_is_vacuous():
+    """At K = 8192 it accepts zeros; the probabilistic one does not."""
     a, b = torch.randn(16, 8192), torch.randn(8192, 16)
     assert_within_bound(torch.zeros(16, 16), a, b, "deepseek-v3")
     report(torch.zeros(16, 16), a, b, "deepseek-v3", "probabilistic")
 
 
-def test_questions_that_make_no_sense_are_refused():
+def test_invalid_arguments_are_refused():
     a, b = torch.randn(8, 64), torch.randn(64, 8)
     y = a @ b
     with pytest.raises(ValueError, match=r"actual is \(7, 8\), but a b is \(8, 8\)"):
