@@ -1,4 +1,4 @@
-"""Claims of the articles: bounds over the figures of experiments, and the ledger of verdicts."""
+"""[evidence] Claims of the articles: bounds over the figures of experiments, and the ledger of verdicts."""
 
 from minimoe.claims.claim import Bound, Claim, Judgement
 from minimoe.claims.registry import CLAIMS

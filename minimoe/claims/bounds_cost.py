@@ -1,4 +1,4 @@
-"""Claims about parameters, memory and training cost, and their bounds."""
+"""[evidence] Claims about parameters, memory and training cost, and their bounds."""
 
 from minimoe.claims.claim import Bound, Claim
 from minimoe.experiments.model_cost.memory_fit import MEMORY_FIT

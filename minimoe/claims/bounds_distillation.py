@@ -1,4 +1,4 @@
-"""Claims about distillation and their bounds."""
+"""[evidence] Claims about distillation and their bounds."""
 
 from minimoe.claims.claim import Bound, Claim
 from minimoe.experiments.distillation.student_quality import STUDENT_QUALITY, TEXT_ONLY_COPY

@@ -1,4 +1,4 @@
-"""Claims about mixtures of experts and their bounds."""
+"""[evidence] Claims about mixtures of experts and their bounds."""
 
 from minimoe.claims.claim import Bound, Claim
 from minimoe.experiments.expert_parallel.communication import EXPERT_PARALLEL

@@ -1,4 +1,4 @@
-"""Claims about 8-bit numbers and their bounds."""
+"""[evidence] Claims about 8-bit numbers and their bounds."""
 
 from minimoe.claims.claim import Bound, Claim
 from minimoe.experiments.fp8_training import FP8_TRAINING

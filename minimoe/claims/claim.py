@@ -1,4 +1,4 @@
-"""Claims of the articles: statement, source, experiment, bounds, and the verdict on measured figures.
+"""[evidence] Claims of the articles: statement, source, experiment, bounds and verdict.
 
 A bound is an inequality of one measured figure, which has one value per seed (a single value if nothing is
 random). It is *met* if the mean clears the limit with 95 % confidence (one-sided Student's t over seeds),

@@ -1,4 +1,4 @@
-"""The ledger as a self-contained HTML page with embedded figures."""
+"""[evidence] The ledger as a self-contained HTML page with embedded figures."""
 
 import base64
 from importlib.resources import files

@@ -1,4 +1,4 @@
-"""The ledger: claims measured and judged one after another; a stopped run resumes.
+"""[evidence] The ledger: claims measured and judged one after another; a stopped run resumes.
 
 out/entries/<id>.json     a finished entry: what was measured and the verdict
 out/pictures/<id>.png     its figure

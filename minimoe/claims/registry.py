@@ -1,4 +1,4 @@
-"""All claims by id, in the order of the ledger."""
+"""[evidence] All claims by id, in the order of the ledger."""
 
 from minimoe.claims import bounds_cost, bounds_distillation, bounds_experts, bounds_precision
 from minimoe.claims.claim import Claim

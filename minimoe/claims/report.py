@@ -1,4 +1,4 @@
-"""The ledger as a terminal table and as a Markdown table, from the plain data in its JSON."""
+"""[evidence] The ledger as a terminal table and as a Markdown table, from the plain data in its JSON."""
 
 from collections import Counter
 from typing import Any

@@ -1,0 +1,1 @@
+"""[evidence] Experiments: each technique measured, once, for commands, claims and documentation."""

@@ -1,4 +1,4 @@
-"""Run context: what an experiment runs with (size, seeds, device, corpus, folder) and its trained models."""
+"""[evidence] Run context: size, seeds, device, corpus and folder of an experiment, and its trained models."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

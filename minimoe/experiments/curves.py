@@ -1,4 +1,4 @@
-"""Loss curves of training runs, read from their records at equal tokens, equal FLOPs and equal seconds.
+"""[evidence] Loss curves of training runs: bits per byte by tokens, FLOPs and seconds spent.
 
 Seconds are the *median* step's time multiplied by the number of steps, so a transient slowdown of the machine
 penalizes no single model.

@@ -1,4 +1,4 @@
-"""The protocol of an experiment: training jobs, a measurement, a figure and tables.
+"""[evidence] The protocol of an experiment: training jobs, a measurement, a figure and tables.
 
 Commands run experiments, claims hold their figures against bounds, and the documentation shows their tables.
 """

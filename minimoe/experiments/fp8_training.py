@@ -1,4 +1,4 @@
-"""FP8 training: the same model, text and seeds trained in float32, bf16 and under 8-bit recipes.
+"""[evidence] FP8 training: the same model, text and seeds trained in float32, bf16 and under 8-bit recipes.
 
 The models' widths are multiples of 128, so that V3's tiles are full. All recipes of a seed start from the
 same weights and take turns on the same batches, so their times are comparable. ``perturbed`` is float32 from

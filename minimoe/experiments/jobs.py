@@ -1,4 +1,4 @@
-"""Training jobs: the models an experiment needs. Each distinct job runs once and is shared.
+"""[evidence] Training jobs: the models an experiment needs. Each distinct job runs once and is shared.
 
 A job's folder holds records and checkpoints as ``training.loop`` writes them. A job is finished when the
 checkpoint of its last step is there, so a stopped experiment resumes from these folders alone.

@@ -1,4 +1,4 @@
-"""Load balance: MaxVio, entropy and loss of an MoE model trained with each balancing method.
+"""[evidence] Load balance: MaxVio, entropy and loss of an MoE model trained with each balancing method.
 
 All methods of a seed have the same initial weights and the same batches. Losses have the weights of
 ``training.config.BALANCE_WEIGHTS`` and the bias its default speed; nothing was searched.

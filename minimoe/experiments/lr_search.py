@@ -1,4 +1,4 @@
-"""Learning rate search behind the presets: every model has the same grid of rates, and one seed.
+"""[evidence] Learning rate search behind the presets: every model has the same grid of rates, and one seed.
 
 The schedules are that of the comparison (a constant rate, averaged weights) and the cosine it replaces.
 """

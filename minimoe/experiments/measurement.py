@@ -1,4 +1,4 @@
-"""What an experiment measured, as plain data; and the exception for a machine that cannot run it."""
+"""[evidence] The result of an experiment as plain data, and the exception for one that cannot run here."""
 
 from dataclasses import dataclass, field
 from typing import Any

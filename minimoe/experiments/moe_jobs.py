@@ -1,4 +1,4 @@
-"""The MoE model that several experiments train: its preset at each size, and its training jobs per seed."""
+"""[evidence] Training jobs of the MoE model that several experiments share, by size and balancing method."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""Presets: sizes of the comparison of a mixture of experts with dense networks.
+"""[evidence] Presets: sizes of the comparison of a mixture of experts with dense networks.
 
 Three models: the MoE model with its shared expert, a dense network with the MoE's *active* parameters (so
 with equal FLOPs per token), and one with its *total* parameters (so with equal memory).

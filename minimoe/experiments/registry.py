@@ -1,4 +1,4 @@
-"""All experiments by name."""
+"""[evidence] All experiments by name."""
 
 from minimoe.experiments.digits.experiment import DIGITS
 from minimoe.experiments.digits.lr_search import DIGITS_LR_SEARCH

@@ -1,4 +1,4 @@
-"""Expert specialization: mutual information between the domain of a text and the experts of its tokens.
+"""[evidence] Expert specialization: mutual information between a text's domain and its tokens' experts.
 
 Dimensions: S sequences, L sequence length, K experts per token, M MoE layers, E experts, D domains.
 """

@@ -1,0 +1,1 @@
+"""[evidence] The digits experiment: distillation on handwritten digits."""

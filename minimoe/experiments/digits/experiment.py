@@ -1,4 +1,4 @@
-"""Distillation on handwritten digits: few images, softened probabilities, and digits never seen.
+"""[evidence] Distillation on handwritten digits: few images, softened probabilities, and digits never seen.
 
 After Hinton, Vinyals and Dean (arXiv 1503.02531), section 3. Run by ``minimoe digits``.
 """

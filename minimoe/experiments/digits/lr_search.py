@@ -1,4 +1,4 @@
-"""Learning rate search of the digits experiment: errors on a third of the *training* images."""
+"""[evidence] Learning rate search of the digits experiment: errors on a third of the *training* images."""
 
 import itertools
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Small networks on handwritten digits, one per seed, trained in one batch, from labels or from a teacher.
+"""[evidence] Small networks on handwritten digits, one per seed, in one batch, from labels or a teacher.
 
 The first setting of distillation (Hinton, Vinyals and Dean, arXiv 1503.02531, section 3), on 1,797 images of
 8×8 gray pixels that come with scikit-learn (Alpaydin and Kaynak, UCI, 1998).

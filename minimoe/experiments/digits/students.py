@@ -1,4 +1,4 @@
-"""Students on handwritten digits: errors by loss and size, and digits that they never see.
+"""[evidence] Students on handwritten digits: errors by loss and size, and digits that they never see.
 
 Dimensions: S seeds, N images, C classes.
 """

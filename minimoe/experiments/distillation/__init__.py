@@ -1,0 +1,1 @@
+"""[evidence] The distillation experiment: students of one size, trained by every method."""

@@ -1,4 +1,4 @@
-"""The distillation experiment: one student trained by every method, on real text.
+"""[evidence] The distillation experiment: one student trained by every method, on real text.
 
 Run by ``minimoe distill``; ``student_quality`` measures the same runs with fewer methods.
 """

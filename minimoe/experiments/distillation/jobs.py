@@ -1,4 +1,4 @@
-"""Jobs of the distillation experiment: teachers, the text they generate, and students.
+"""[evidence] Jobs of the distillation experiment: teachers, the text they generate, and students.
 
 Jobs are shared like any other: a teacher, its text or a student that several experiments need is made once.
 """

@@ -1,4 +1,4 @@
-"""Learning rate search of the distillation experiment: students without a teacher and on logits, same grid.
+"""[evidence] Learning rate search of the distillation experiment: one grid, without a teacher and on logits.
 
 With all of the text and with a twentieth of it; one seed, every student read at its best evaluation.
 """

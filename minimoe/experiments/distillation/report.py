@@ -1,4 +1,4 @@
-"""Tables and figure of the distillation experiment, from the plain data that distillation.json holds."""
+"""[evidence] Tables and figure of the distillation experiment, from the plain data in distillation.json."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Results of the distillation experiment: students compared at equal tokens and at equal FLOPs.
+"""[evidence] Results of the distillation experiment: students compared at equal tokens and at equal FLOPs.
 
 Every student is read at its best evaluation, as with early stopping, because with little text some overfit.
 A method closes the fraction (alone - method) / (alone - teacher) of the gap between the student without a

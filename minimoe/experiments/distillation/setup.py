@@ -1,4 +1,4 @@
-"""Setups of the distillation experiment: models, training, and the methods that are compared.
+"""[evidence] Setups of the distillation experiment: models, training, and the methods that are compared.
 
 All students have the same initial weights. The learning rate is constant and evaluations use averaged
 weights, so every point of a loss curve is a fair place to stop. One student trains longer without a teacher,

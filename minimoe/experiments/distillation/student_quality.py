@@ -1,4 +1,4 @@
-"""How much of a large model's skill a small student gains: from logits, from the top 4, and from text alone.
+"""[evidence] How much of a large model's skill a student gains: from logits, the top 4, or text alone.
 
 The students read as much text as their teacher, or so little that they soon overfit. The runs are those of
 ``minimoe distill``, with fewer methods.

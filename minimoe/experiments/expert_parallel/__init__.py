@@ -1,1 +1,1 @@
-"""Experiments on expert parallelism: bytes sent, speed of training steps, and placement of experts."""
+"""[evidence] Experiments on expert parallelism: bytes sent, speed of training steps, placement of experts."""

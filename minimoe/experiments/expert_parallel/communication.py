@@ -1,4 +1,4 @@
-"""Communication of expert parallelism: bytes predicted and metered, and the time of a layer's step."""
+"""[evidence] Communication of expert parallelism: bytes predicted and metered, and a layer's step time."""
 
 import statistics
 import time

@@ -1,4 +1,4 @@
-"""EPLB: load of the busiest of 8 ranks, with experts in order and rebalanced by measured loads."""
+"""[evidence] EPLB: load of the busiest of 8 ranks, with experts in order and rebalanced by measured loads."""
 
 from dataclasses import replace
 from typing import Any

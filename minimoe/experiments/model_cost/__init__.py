@@ -1,1 +1,1 @@
-"""Experiments on published models, counted from their configurations: training bill, memory, parameters."""
+"""[evidence] Experiments on published models, counted from their configurations: cost, memory, parameters."""

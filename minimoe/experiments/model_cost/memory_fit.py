@@ -1,4 +1,4 @@
-"""Memory fit: DeepSeek-V3's weights in bf16 and in 8 bits against the memory of machines of 8 GPUs."""
+"""[evidence] Memory fit: DeepSeek-V3's weights in bf16 and 8 bits against the memory of 8 GPUs."""
 
 from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Mixtral 8x7B: the layer against its equations in NumPy, and parameter counts against published ones."""
+"""[evidence] Mixtral 8x7B: the layer against its equations in NumPy, and its published parameter counts."""
 
 import numpy as np
 import torch

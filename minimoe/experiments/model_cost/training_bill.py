@@ -1,4 +1,4 @@
-"""Training bill: published GPU-hours and dollars of DeepSeek-V3 and Llama 3.1 405B, and their FLOPs."""
+"""[evidence] Training bill: published GPU-hours, dollars and FLOPs of DeepSeek-V3 and Llama 3.1 405B."""
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter

@@ -1,0 +1,1 @@
+"""[evidence] The comparison of a mixture of experts with dense networks."""

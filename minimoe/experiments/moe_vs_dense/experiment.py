@@ -1,4 +1,4 @@
-"""MoE against dense: a mixture of experts and two dense networks, trained on the same batches in turns.
+"""[evidence] MoE against dense: a mixture of experts and two dense networks, trained on the same batches.
 
 Run by ``minimoe compare`` (sizes by preset) and by the claim ``much-more-efficient``.
 """

@@ -1,4 +1,4 @@
-"""Figure of MoE against dense: loss against training tokens, FLOPs and seconds."""
+"""[evidence] Figure of MoE against dense: loss against training tokens, FLOPs and seconds."""
 
 from typing import Any
 

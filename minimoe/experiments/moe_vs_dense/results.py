@@ -1,4 +1,4 @@
-"""Results of MoE against dense: loss curves compared at equal tokens, equal FLOPs and equal seconds.
+"""[evidence] Results of MoE against dense: loss at equal tokens, equal FLOPs and equal seconds.
 
 The common budget of an axis is what the cheapest model spent on its whole run; the curves of the others are
 read there.

@@ -1,1 +1,1 @@
-"""Experiments on precision: number formats, quantization noise, outliers, accumulation and matmul error."""
+"""[evidence] Experiments on precision: formats, quantization noise, outliers, accumulation, matmul error."""

@@ -1,4 +1,4 @@
-"""Accumulation error: long sums in float32, fp16, bf16 and a tensor core, with and without promotion.
+"""[evidence] Accumulation error: long sums in float32, fp16, bf16 and a tensor core, also with promotion.
 
 Dimensions: K products per sum.
 """

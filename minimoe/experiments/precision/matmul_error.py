@@ -1,4 +1,4 @@
-"""Matmul error: one product under each recipe, and how far the error bounds are above the error.
+"""[evidence] Matmul error: one product under each recipe, and how far the error bounds are above the error.
 
 Dimensions: M, N, K of a product, K contracted.
 """

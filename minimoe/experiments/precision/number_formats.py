@@ -1,4 +1,4 @@
-"""Number formats of 8 bits against 16 and 32: storage, rounding of known constants, and error of a matmul.
+"""[evidence] Number formats of 8 bits against 16 and 32: storage, rounding of constants, matmul error.
 
 Nothing is trained here, so one draw of large matrices is enough.
 """

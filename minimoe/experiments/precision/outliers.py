@@ -1,4 +1,4 @@
-"""Outliers: what one large column does to the others in E4M3, by the block that shares a scale."""
+"""[evidence] Outliers: what one large column does to the others in E4M3, by the block that shares a scale."""
 
 import math
 

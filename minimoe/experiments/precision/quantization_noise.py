@@ -1,4 +1,4 @@
-"""Quantization noise of each format, by the block that shares a scale and by scale rule."""
+"""[evidence] Quantization noise of each format, by the block that shares a scale and by scale rule."""
 
 import torch
 
