@@ -31,14 +31,16 @@ READING = {
     "mixture": [
         "moe/feed_forward.py",
         "moe/router.py",
+        "moe/dispatch/reference.py",
         "moe/experts.py",
         "moe/layer.py",
+        "moe/load_balancing.py",
     ],
     "fp8": [
-        "precision/formats.py",
         "precision/scales.py",
         "precision/quantize.py",
         "precision/recipe.py",
+        "precision/matmul.py",
     ],
     "distillation": [
         "distill/config.py",
