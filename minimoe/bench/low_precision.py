@@ -31,8 +31,8 @@ from minimoe.precision import (
     quantize_weights_,
 )
 from minimoe.precision.analysis import BoundKind
+from minimoe.precision.arguments import Block
 from minimoe.precision.backends import multiplies_bf16_fast
-from minimoe.precision.scales import Block
 from minimoe.testing.bounds import assert_within_bound
 from minimoe.tools.memory import bytes_held
 from minimoe.tools.timing import Task

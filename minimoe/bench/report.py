@@ -10,13 +10,13 @@ from minimoe.reporting.tables import rich_table
 
 WIDE, NARROW = 96, ("min", "max", "peak")  # columns of a terminal; headings that a narrower one leaves out
 
-LEGEND = (
-    "noisy: number of rows whose rounds or two measurements disagree, or during which the machine was slow",
-    "theory: ratio predicted from FLOPs, bytes and measured peaks",
-    "peak: share of the compute or memory peak that the candidate reaches (above 100% from a cache)",
-    "bytes: ratio of bytes kept for the backward pass (quantize: of the result; weights, forward pass: of "
+LEGEND = {
+    "noisy": "number of rows whose rounds or two measurements disagree, or during which the machine was slow",
+    "theory": "ratio predicted from FLOPs, bytes and measured peaks",
+    "peak": "share of the compute or memory peak that the candidate reaches (above 100% from a cache)",
+    "bytes": "ratio of bytes kept for the backward pass (quantize: of the result; weights, forward pass: of "
     "the model)",
-)
+}
 
 
 def print_bench(data: dict[str, Any], console: Console) -> None:
@@ -33,8 +33,9 @@ def print_bench(data: dict[str, Any], console: Console) -> None:
             cells = _cells(row)
             table.add_row(*(cells[i] for i in shown))
     console.print(table)
-    for line in LEGEND:
-        console.print(line, style="dim")
+    for name, meaning in LEGEND.items():
+        if console.width >= WIDE or name not in NARROW:
+            console.print(f"{name}: {meaning}", style="dim")
     console.print()
     for suite, sentences in data["sentences"].items():
         console.print(f"[bold]{suite}[/bold]")

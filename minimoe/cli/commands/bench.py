@@ -119,8 +119,8 @@ class Bench:
         figures = plot_bench(json.loads((out / "bench.json").read_text(encoding="utf-8")), out)
         close_folder(out)
         print_bench(data, console)
-        names = ", ".join(path.name for path in figures)
-        console.print(f"\nWritten to {out}: bench.json, {names}", soft_wrap=True)
+        names = ", ".join(["bench.json", *(path.name for path in figures)])
+        console.print(f"\nWritten to {out}: {names}", soft_wrap=True)
 
     def _train(self, out: Path, device: str) -> dict[str, Any]:
         """One seed of the quick comparison: bits per byte at equal tokens, FLOPs and seconds."""
