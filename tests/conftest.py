@@ -2,6 +2,7 @@
 workers divide the tests."""
 
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -68,3 +69,11 @@ def tiny_moe() -> ModelConfig:
 @pytest.fixture(params=["dense", "moe"])
 def tiny(request, tiny_dense, tiny_moe) -> ModelConfig:
     return tiny_dense if request.param == "dense" else tiny_moe
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _process_groups():
+    """Ends those that tests of this module shared, see ``process_group``."""
+    yield
+    if "process_group" in sys.modules:
+        sys.modules["process_group"].close()

@@ -458,7 +458,7 @@ assert 0.9 < kept < 1
 # %% [markdown]
 # ## Two real processes
 #
-# Enough of theory; let something really workers. We start two processes on your machine,
+# Enough of theory; let something really travel. We start two processes on your machine,
 # which share no memory and can only send each other messages, through `torch.distributed`
 # and its library *gloo*. Each builds the same layer of sixteen experts, keeps its half of
 # them, and brings tokens of its own. This is what each of them runs (it stands in
@@ -466,6 +466,8 @@ assert 0.9 < kept < 1
 
 # %%
 import workers
+
+from minimoe.distributed.spawn import run_processes
 
 print(inspect.getsource(workers.one_step))
 
@@ -483,7 +485,7 @@ settings = {
 }
 metered = {}
 for name, setting in settings.items():
-    metered[name] = workers.run_processes(workers.one_step, 2, *setting)
+    metered[name] = run_processes(workers.one_step, 2, *setting)
 print("experts that each process holds:", [each["held"] for each in metered["8 bits"]])
 
 # %% [markdown]

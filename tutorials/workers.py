@@ -1,17 +1,11 @@
-"""What the two processes of *Moving data* run.
+"""What the two processes of *Moving data* run. A new process can import a file, but not a notebook cell."""
 
-It stands in a file of its own because a process that begins anew can import a file, not a notebook's cell.
-"""
-
-import sys
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from minimoe.distributed.spawn import run_processes as _run_processes
 from minimoe.moe import Meter, MoE, expert_parallel_
 from minimoe.moe.expert_parallel.row_format import DispatchDtype
 
@@ -32,25 +26,12 @@ def make_tokens(rank: int) -> Tensor:
     return torch.randn(TOKENS, SIZES["dim"], generator=torch.Generator().manual_seed(1 + rank))
 
 
-def one_step(top_groups: int | None, wire: DispatchDtype) -> dict[str, Any]:
+def one_step(top_groups: int | None, dispatch_dtype: DispatchDtype) -> dict[str, Any]:
     """Forward and backward; runs in each process."""
     layer, meter = make_layer(top_groups), Meter()
-    expert_parallel_(layer, dispatch_dtype=wire, meter=meter)  # keeps half of the experts here
+    expert_parallel_(layer, dispatch_dtype=dispatch_dtype, meter=meter)  # keeps half of the experts here
     x_TD = make_tokens(dist.get_rank()).requires_grad_()
     y_TD, routing = layer(x_TD)
     y_TD.square().sum().backward()
     held = len(layer.experts.down_proj)
     return {"y": y_TD.detach(), "ids": routing.ids_TK, "bytes": dict(meter.bytes), "held": held}
-
-
-def run_processes(function: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
-    """``function(*arguments)`` in ``size`` processes that can talk to each other; what each returns."""
-    # A new process imports its parent's main file, if there is one. Where a tutorial was started as a
-    # script that would run all of it again, so it is kept from the children.
-    main = sys.modules["__main__"].__dict__
-    path = main.pop("__file__", None)
-    try:
-        return _run_processes(function, size, *arguments)
-    finally:
-        if path is not None:
-            main["__file__"] = path

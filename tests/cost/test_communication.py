@@ -94,8 +94,8 @@ def all_steps():
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
-    return run(all_steps, PROCESSES, tmp_path_factory.mktemp("processes"))
+def measured():
+    return run(all_steps, PROCESSES)
 
 
 def pairs_and_bytes(measured, step, n_experts):

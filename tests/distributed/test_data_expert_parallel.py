@@ -14,6 +14,7 @@ import errno
 import io
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -24,7 +25,6 @@ import traceback
 from dataclasses import replace
 from pathlib import Path
 
-import process_group
 import pytest
 import torch
 import torch.distributed as dist
@@ -37,6 +37,7 @@ from minimoe.data.corpus import Batch
 from minimoe.distributed import elastic
 from minimoe.distributed.data_expert_parallel import DataExpertParallel
 from minimoe.distributed.errors import PeerFailure, TrainingError
+from minimoe.distributed.spawn import METHOD
 from minimoe.distributed.strategy import SingleProcess
 from minimoe.models.config import ModelConfig
 from minimoe.models.gpt import GPT
@@ -50,6 +51,7 @@ from minimoe.training.loop import Interrupted, train
 from minimoe.training.progress import Silent
 from minimoe.training.trainer import Trainer
 
+CONTEXT = multiprocessing.get_context(METHOD)
 MODEL = ModelConfig(dim=16, n_layers=2, n_heads=2, context=16, n_experts=8, top_k=2, expert_dim=8)
 CONFIG = TrainConfig(steps=8, batch_size=8, warmup=4, eval_sequences=20)
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -162,9 +164,9 @@ def alone():
 
 
 @pytest.mark.parametrize(("size", "group"), GROUPS)
-def test_several_processes_train_as_one_does(corpus, tmp_path, alone, size, group):
+def test_several_processes_train_as_one_does(corpus, alone, size, group):
     names = GROUPS[size, group]
-    everywhere = run(trained, size, tmp_path, corpus, group, names, timeout=60)
+    everywhere = run(trained, size, corpus, group, names, timeout=60)
     for name, dtype in itertools.product(names, TOLERANCE):
         expected = alone(corpus, name)[name, dtype]
         for process, found in enumerate(everywhere):
@@ -192,11 +194,11 @@ def crowd(corpus, group):
 
 
 @pytest.mark.parametrize("group", [2, 4])
-def test_processes_whose_experts_nobody_wants_keep_up(corpus, tmp_path, group):
+def test_processes_whose_experts_nobody_wants_keep_up(corpus, group):
     """Process 0 of each group gets every token, the others none, and yet must take part."""
     expected = crowd(corpus, 0)
     assert expected[torch.float32]["counts"][..., 1:].sum() == 0
-    for found in run(crowd, 4, tmp_path, corpus, group):
+    for found in run(crowd, 4, corpus, group):
         for dtype, tolerance in TOLERANCE.items():
             assert_close(found[dtype], expected[dtype], max(tolerance, 1e-5), str(dtype))
             weights = {name: t for name, t in found[dtype].items() if "." in name}
@@ -217,13 +219,13 @@ def first_gradients(corpus, group, limits):
     return logits_BLV.detach(), clipped
 
 
-def test_outputs_and_clipped_gradients_are_those_of_one_process(corpus, tmp_path):
+def test_outputs_and_clipped_gradients_are_those_of_one_process(corpus):
     """The norm is that of all the model's gradients, which are all scaled alike."""
     limits = 1e9, 1e-2
     logits_BLV, alone = first_gradients(corpus, 0, limits)
     plain = alone[0][1]
     norm = sum(grad.square().sum().item() for grad in plain.values()) ** 0.5
-    found = run(first_gradients, 4, tmp_path, corpus, 2, limits)
+    found = run(first_gradients, 4, corpus, 2, limits)
     torch.testing.assert_close(torch.cat([logits for logits, _ in found]), logits_BLV, rtol=1e-10, atol=0)
     for _, clipped in found:
         for limit, (its_norm, its_grads), (_, expected) in zip(limits, clipped, alone, strict=True):
@@ -244,9 +246,9 @@ def half_a_step(corpus):
     return found
 
 
-def test_gradients_travel_with_the_last_micro_batch_alone(corpus, tmp_path):
+def test_gradients_travel_with_the_last_micro_batch_alone(corpus):
     """Processes 0 and 2 hold copies of the same experts, 0 and 1 of everything else."""
-    found = run(half_a_step, 4, tmp_path, corpus)
+    found = run(half_a_step, 4, corpus)
     for name in found[0][0]:
         first, last = ([its[micro][name] for its in found] for micro in range(2))
         spread = name.endswith(("experts.gate_up_proj", "experts.down_proj"))
@@ -271,8 +273,8 @@ def chosen(corpus):
     return trainer.bf16, untouched, trainer.train_step().loss
 
 
-def test_all_choose_the_precision_that_process_0_measured(corpus, tmp_path):
-    found = run(chosen, 2, tmp_path, corpus)
+def test_all_choose_the_precision_that_process_0_measured(corpus):
+    found = run(chosen, 2, corpus)
     assert [bf16 for bf16, _, _ in found] == [True, True]
     assert all(untouched for _, untouched, _ in found)
     reference = make(corpus, 0, config=replace(CONFIG, autocast="bf16")).train_step().loss
@@ -293,9 +295,9 @@ def wired(corpus):
     return found
 
 
-def test_the_wire_is_the_one_that_was_asked_for(corpus, tmp_path):
+def test_the_wire_is_the_one_that_was_asked_for(corpus):
     reference = make(corpus, 0).train_step().loss
-    for (full, most), (bf16, fewer), (fp8, fewest) in run(wired, 2, tmp_path, corpus):
+    for (full, most), (bf16, fewer), (fp8, fewest) in run(wired, 2, corpus):
         assert full == pytest.approx(reference, rel=1e-6)
         assert len({full, bf16, fp8}) == 3
         assert [bf16, fp8] == pytest.approx([reference] * 2, rel=1e-2)
@@ -317,9 +319,9 @@ def dealt(batches_of):
     return deals, shares
 
 
-def test_each_batch_is_dealt_once_and_all_get_as_many(tmp_path):
+def test_each_batch_is_dealt_once_and_all_get_as_many():
     sizes = (3, 6, 12)
-    found = run(dealt, 3, tmp_path, sizes)
+    found = run(dealt, 3, sizes)
     for n in range(11):
         mine = [deals[n] for deals, _ in found]
         assert len({len(deal) for deal in mine}) == 1
@@ -367,8 +369,8 @@ def spoken():
     return agreed, once, errors, [t.tolist() for t in added], strategy.is_rank0
 
 
-def test_all_learn_of_wishes_results_and_errors(tmp_path):
-    found = run(spoken, 3, tmp_path)
+def test_all_learn_of_wishes_results_and_errors():
+    found = run(spoken, 3)
     for process, (agreed, once, errors, added, writes) in enumerate(found):
         assert agreed == [True, True, True, False]  # any one process's wish is enough
         assert once == ("result", 0)
@@ -414,7 +416,7 @@ def stopped(tmp_path_factory):
     def stop_over(corpus):
         if not made:
             folders = {size: tmp_path_factory.mktemp("stopped") / str(size) for size in (4, 1)}
-            made[4] = folders[4], *run(save_and_go_on, 4, folders[4], corpus, 2, folders[4])[0]
+            made[4] = folders[4], *run(save_and_go_on, 4, corpus, 2, folders[4])[0]
             made[1] = folders[1], *save_and_go_on(corpus, 0, folders[1])
         return made
 
@@ -443,11 +445,11 @@ def test_a_checkpoint_does_not_show_how_many_wrote_it(corpus, stopped):
 
 
 @pytest.mark.parametrize(("size", "group"), [(1, 0), (2, 2), (4, 4)])
-def test_any_number_of_processes_goes_on_from_it(corpus, tmp_path, stopped, size, group):
+def test_any_number_of_processes_goes_on_from_it(corpus, stopped, size, group):
     made = stopped(corpus)
     folders = [folder for folder, _, _ in made.values()]
     if group:
-        everywhere = run(load_and_go_on, size, tmp_path, corpus, group, folders)
+        everywhere = run(load_and_go_on, size, corpus, group, folders)
     else:
         everywhere = [load_and_go_on(corpus, 0, folders)]
     for found in everywhere:
@@ -490,7 +492,7 @@ def fill_the_disk(corpus, folder):
 
 
 def test_a_full_disk_is_told_where_it_is_and_known_to_all(corpus, tmp_path):
-    found = run(fill_the_disk, 4, tmp_path, corpus, tmp_path / "checkpoints", timeout=20)
+    found = run(fill_the_disk, 4, corpus, tmp_path / "checkpoints", timeout=20)
     (kind, message), *others = (error for error, _, _ in found)
     assert kind is CheckpointError
     assert "step 1" in message
@@ -517,7 +519,7 @@ def torchrun(function, size, folder, *arguments, store=None, attempt=0, gone=())
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_RUN_ID": "a test",
             "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": str(attempt),
         }  # fmt: skip
-        process = process_group.CONTEXT.Process(
+        process = CONTEXT.Process(
             target=_started,
             args=(function, environment, folder / f"{rank}-{attempt}", arguments),
             daemon=True,
@@ -699,9 +701,9 @@ def own_errors(errors):
     return found
 
 
-def test_an_error_of_ones_own_is_not_taken_for_a_loss(tmp_path):
+def test_an_error_of_ones_own_is_not_taken_for_a_loss():
     errors = RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("no"), PeerFailure()
-    assert run(own_errors, 2, tmp_path, errors) == [[True] * 3] * 2
+    assert run(own_errors, 2, errors) == [[True] * 3] * 2
 
 
 # ---- the command
@@ -831,7 +833,7 @@ def interrupted(corpus, folder):
 
 
 def test_a_wish_to_stop_is_heard_before_the_next_step(corpus, tmp_path):
-    assert run(interrupted, 2, tmp_path, corpus, tmp_path / "out") == [[1, 2], [1, 2]]
+    assert run(interrupted, 2, corpus, tmp_path / "out") == [[1, 2], [1, 2]]
     assert checkpoint.latest(tmp_path / "out" / "checkpoints").name == "step-00000002"
 
 
@@ -877,13 +879,13 @@ def compared_settings(all_settings):
     return found
 
 
-def test_the_setting_that_differs_is_named_with_both_values(tmp_path):
+def test_the_setting_that_differs_is_named_with_both_values():
     same = {"data": "default", "model": {"dim": 64, "gate": {"score": "sigmoid"}}, "top_groups": None}
     deep = same | {"model": {"dim": 64, "gate": {"score": "softmax"}}}
     missing = {key: value for key, value in same.items() if key != "data"}
     more = same | {"dispatch_dtype": "fp8"}
     cases = [[same] * 3, [same, same, deep], [same, missing, same], [same, same, more], [missing, same, same]]
-    for found in run(compared_settings, 3, tmp_path, cases):
+    for found in run(compared_settings, 3, cases):
         assert found[0] is None
         assert "process 0 was made with model.gate.score = sigmoid, in process 2 it is softmax;" in found[1]
         assert "process 0 was made with data = default, in process 1 it is None;" in found[2]
@@ -910,8 +912,8 @@ def refused(corpus):
     return said
 
 
-def test_what_cannot_be_is_refused_with_its_numbers(corpus, tmp_path):
-    for said in run(refused, 4, tmp_path, corpus):
+def test_what_cannot_be_is_refused_with_its_numbers(corpus):
+    for said in run(refused, 4, corpus):
         three, none, batch, jitter, experts = said
         assert "the number of processes (4) must be a multiple of expert_parallel (3)" in three
         assert "must be a multiple of expert_parallel (0)" in none
