@@ -18,7 +18,7 @@ NAMES = ("quantization-noise", "outliers", "accumulation", "matmul-error", "erro
 
 @dataclass(frozen=True)
 class Precision:
-    """Measure the error of 8-bit formats and of accumulation: rounding, outliers, sums, products; a minute."""
+    """Measure the errors of 8-bit formats: rounding, outliers, accumulation, matmul. Takes a minute."""
 
     out: Path | None = None
     """also write the tables to this JSON file"""
