@@ -116,8 +116,24 @@ def claims() -> str:
 
 def verdicts() -> str:
     """A line per claim, for the README."""
-    out = ["| claim | verdict |", "|---|---|"]
-    out += [f"| {entry['statement']} | {entry['verdict']} |" for entry in record("claims")]
+    out = ["| id | claim | verdict |", "|---|---|---|"]
+    out += [f"| `{entry['id']}` | {entry['statement']} | {entry['verdict']} |" for entry in record("claims")]
+    return "\n".join(out)
+
+
+def claim_sources() -> str:
+    """For every claim the file of its bounds and the file of its experiment."""
+    from minimoe.claims import CLAIMS, registry
+
+    out = ["| claim | bounds | experiment |", "|---|---|---|"]
+    bounds = {claim.id: part.__name__ for part in registry.PARTS for claim in part.CLAIMS}
+    for claim in CLAIMS.values():
+        if claim.experiment is not None:
+            measure = claim.experiment.measure
+            function = measure.func if isinstance(measure, partial) else measure
+            files = (name.replace(".", "/") + ".py" for name in (bounds[claim.id], function.__module__))
+            links = (f"[{file.removeprefix('minimoe/')}](../../{file})" for file in files)
+            out.append(f"| `{claim.id}` | {' | '.join(links)} |")
     return "\n".join(out)
 
 
@@ -217,6 +233,7 @@ RENDERERS: dict[str, Callable[[], str]] = {
     "headline": headline,
     "verdicts": verdicts,
     "claims": claims,
+    "claim-sources": claim_sources,
     "bench": bench,
     "cost": cost,
     "help": commands_help,

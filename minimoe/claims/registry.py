@@ -31,8 +31,8 @@ ORDER = (
     "failed-roads",
 )  # fmt: skip
 
-_PARTS = (bounds_precision, bounds_experts, bounds_distillation, bounds_cost)
-_BY_ID = {claim.id: claim for claims in (*(part.CLAIMS for part in _PARTS), NOT_BUILT) for claim in claims}
+PARTS = (bounds_precision, bounds_experts, bounds_distillation, bounds_cost)
+_BY_ID = {claim.id: claim for claims in (*(part.CLAIMS for part in PARTS), NOT_BUILT) for claim in claims}
 
 CLAIMS: dict[str, Claim] = {id: _BY_ID[id] for id in ORDER}
 
