@@ -59,7 +59,7 @@ def make(model_config, corpus, distill_config, teacher, config=CONFIG):
     )
 
 
-def test_alone_is_training_as_ever(tiny, corpus):
+def test_labels_on_the_corpus_are_ordinary_training(tiny, corpus):
     torch.manual_seed(0)
     plain = Trainer(GPT(tiny), corpus, CONFIG)
     torch.manual_seed(0)
@@ -70,7 +70,7 @@ def test_alone_is_training_as_ever(tiny, corpus):
         assert torch.equal(mine, theirs)
 
 
-def test_the_objective_is_the_formula(tiny_dense, corpus, teacher):
+def test_the_objective_matches_its_formula(tiny_dense, corpus, teacher):
     """α · CE + (1 - α) · T² · KL over all tokens of the batch, by hand in float64."""
     distill_config = DistillConfig(alpha=0.3, temperature=2.0)
     student = make(tiny_dense, corpus, distill_config, teacher)
@@ -92,7 +92,7 @@ def test_the_objective_is_the_formula(tiny_dense, corpus, teacher):
     assert student.objective(logits_BLV, batch, 0, loss).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_student_that_is_its_teacher_has_nothing_to_learn(tiny_dense, corpus):
+def test_a_student_equal_to_its_teacher_has_no_gradient(tiny_dense, corpus):
     torch.manual_seed(0)
     model = GPT(tiny_dense)
     for name in ("logits", "top-k", "on-policy"):
@@ -102,7 +102,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(tiny_dense, corpus):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_lesson_teaches_and_leaves_the_teacher_alone(tiny, corpus, teacher, name):
+def test_every_method_trains_the_student_and_not_the_teacher(tiny, corpus, teacher, name):
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
     student = make(tiny, corpus, METHODS[name], teacher, replace(CONFIG, accumulate=2))
     losses = [student.train_step().loss for _ in range(8)]
@@ -114,11 +114,12 @@ def test_every_lesson_teaches_and_leaves_the_teacher_alone(tiny, corpus, teacher
     assert min(moved) > 0
     student.model.train()
     assert not teacher.training or name == "text"  # teachers predict in eval mode
-    assert all(p.grad is None and p.requires_grad for p in teacher.parameters())  # it may be trained on
+    assert all(p.grad is None and p.requires_grad for p in teacher.parameters())  # it stays trainable
     for key, value in teacher.state_dict().items():
         assert torch.equal(value, before[key])
 
 
+@pytest.mark.resume
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("stop_at", [5, 7])
 def test_a_killed_student_resumes_to_the_same_bits(tiny_dense, corpus, teacher, tmp_path, name, stop_at):
@@ -135,7 +136,7 @@ def test_a_killed_student_resumes_to_the_same_bits(tiny_dense, corpus, teacher, 
     assert straight.evaluate().bits_per_byte == second.evaluate().bits_per_byte
 
 
-def test_a_checkpoint_of_another_lesson_is_refused(tiny_dense, corpus, teacher, tmp_path):
+def test_a_checkpoint_of_another_config_is_refused(tiny_dense, corpus, teacher, tmp_path):
     checkpoint.save(tmp_path, make(tiny_dense, corpus, METHODS["logits"], teacher))
     other = make(tiny_dense, corpus, replace(METHODS["logits"], temperature=3.0), teacher)
     with pytest.raises(CheckpointError, match=r"distillation.temperature = 1.0, now it is 3.0"):
@@ -150,7 +151,7 @@ def test_a_checkpoint_of_another_lesson_is_refused(tiny_dense, corpus, teacher, 
         checkpoint.restore(checkpoint.latest(tmp_path / "text"), longer)
 
 
-def test_students_of_one_teacher_share_its_predictor(tiny_dense, corpus, teacher):
+def test_students_of_one_teacher_share_its_predictions(tiny_dense, corpus, teacher):
     predictor = LogitTeacher(teacher)
     calls = []
     teacher.register_forward_hook(lambda *_: calls.append(1))
@@ -164,7 +165,7 @@ def test_students_of_one_teacher_share_its_predictor(tiny_dense, corpus, teacher
     assert len(calls) == 3
 
 
-def test_what_is_seen_of_a_teacher(tiny_dense, corpus, teacher):
+def test_predictions_of_a_teacher(tiny_dense, corpus, teacher):
     tokens_BL = corpus.batch(0, 0, 2, 16).tokens_BL
     exact = teacher.eval()(tokens_BL)[0].log_softmax(-1)
     predictor = LogitTeacher(teacher)
@@ -180,7 +181,7 @@ def test_what_is_seen_of_a_teacher(tiny_dense, corpus, teacher):
     assert 0 < apart < 0.05
 
 
-def test_a_teacher_on_the_disk_teaches_like_the_one_at_hand(tiny_dense, corpus, teacher, tmp_path):
+def test_a_cached_teacher_trains_like_one_in_memory(tiny_dense, corpus, teacher, tmp_path):
     """Its log-probabilities were rounded to float16."""
     config = replace(CONFIG, accumulate=2)
     write_cache(tmp_path, teacher, corpus, config, 8)
@@ -208,7 +209,7 @@ def test_a_teacher_on_the_disk_teaches_like_the_one_at_hand(tiny_dense, corpus, 
 # ---- on-policy
 
 
-def test_an_on_policy_student_reads_what_it_wrote(tiny_dense, corpus, teacher):
+def test_an_on_policy_student_trains_on_its_own_text(tiny_dense, corpus, teacher):
     config = replace(CONFIG, steps=200)
     distill_config = replace(METHODS["on-policy"], on_policy_fraction=0.3, on_policy_start=0.0)
     student = make(tiny_dense, corpus, distill_config, teacher, config)
@@ -224,7 +225,7 @@ def test_an_on_policy_student_reads_what_it_wrote(tiny_dense, corpus, teacher):
             assert (batch.targets_BL[:, 3:] != IGNORED).all()
             assert torch.equal(batch.targets_BL[:, 3:-1], batch.tokens_BL[:, 4:])
             assert all(torch.equal(writer[k], v) for k, v in student.model.state_dict().items())
-            # its own words are no labels: alpha changes nothing
+            # its own text is no label: alpha is unused
             logits_BLV, _ = student.model(batch.tokens_BL)
             student.distill_config = replace(distill_config, alpha=0.0)
             pure = student.objective(logits_BLV, batch, 0, logits_BLV.sum())
@@ -238,7 +239,7 @@ def test_an_on_policy_student_reads_what_it_wrote(tiny_dense, corpus, teacher):
     assert student.extra_state["rows"].shape == (2 * 3, 17)
 
 
-def test_what_a_student_wrote_is_read_once(tiny_dense, corpus, teacher):
+def test_generated_text_is_used_once(tiny_dense, corpus, teacher):
     student = make(
         tiny_dense,
         corpus,
@@ -247,12 +248,12 @@ def test_what_a_student_wrote_is_read_once(tiny_dense, corpus, teacher):
     )
     first, second, third, fourth = (student.batch(0).tokens_BL for _ in range(4))
     student_rows = student.extra_state["rows"][:, :-1].long()
-    assert torch.equal(fourth, student_rows[:2])  # written anew, for three batches of two
+    assert torch.equal(fourth, student_rows[:2])  # generated again after three batches of two
     assert not torch.equal(torch.cat((first, second)), torch.cat((second, third)))
     assert not torch.equal(first, second)
 
 
-def test_what_a_student_writes_changes_as_it_learns(tiny_dense, corpus, teacher):
+def test_generated_text_changes_as_the_student_learns(tiny_dense, corpus, teacher):
     distill_config = replace(
         METHODS["on-policy"],
         on_policy_fraction=1.0,
@@ -271,13 +272,13 @@ def test_what_a_student_writes_changes_as_it_learns(tiny_dense, corpus, teacher)
     assert all(bytes(p.tolist()) in b"".join(t.tobytes() for t in corpus.train) for p in prompts)
 
 
-# ---- the teacher's text
+# ---- teacher text
 
 
-def test_the_teacher_writes_what_it_would_write(tiny_dense, corpus, teacher):
+def test_teacher_text_is_what_the_teacher_generates(tiny_dense, corpus, teacher):
     distill_config = replace(TEXT, sampling_temperature=0.0)
     text = generate_text(teacher, corpus, 16, distill_config, 0)
-    assert text.rows_NL.shape == (16, 17)  # 200 bytes, 13 a row
+    assert text.rows_NL.shape == (16, 17)  # 200 bytes, 13 per row
     assert text.tokens == 16 * 13
     expected = generate(teacher, text.rows_NL[:, :4].long(), 13, temperature=0.0)
     assert torch.equal(text.rows_NL[:, 4:].long(), expected)
@@ -292,7 +293,7 @@ def test_the_teacher_writes_what_it_would_write(tiny_dense, corpus, teacher):
         text.first(1000)
 
 
-def test_prompts_come_evenly_from_the_domains_and_their_training_text(corpus):
+def test_prompts_are_training_text_of_all_domains_in_turn(corpus):
     prompts, domains = draw_prompts(corpus, 10, 6, seed=1)
     assert domains.tolist() == [0, 1] * 5
     for prompt, domain in zip(prompts.tolist(), domains.tolist(), strict=True):
@@ -300,10 +301,10 @@ def test_prompts_come_evenly_from_the_domains_and_their_training_text(corpus):
     assert not torch.equal(prompts, draw_prompts(corpus, 10, 6, seed=2)[0])
 
 
-def test_writing_goes_on_where_it_was_killed(tiny_dense, corpus, teacher, tmp_path, monkeypatch):
+def test_killed_generation_resumes(tiny_dense, corpus, teacher, tmp_path, monkeypatch):
     monkeypatch.setattr("minimoe.distill.teacher_text.ROWS_PER_SHARD", 5)
     whole = generate_text(teacher, corpus, 16, TEXT, 0)
-    assert not torch.equal(whole.rows_NL[:5], whole.rows_NL[5:10])  # pieces have seeds of their own
+    assert not torch.equal(whole.rows_NL[:5], whole.rows_NL[5:10])  # each shard has its own seed
     calls = []
 
     def failing(*arguments):
@@ -318,7 +319,7 @@ def test_writing_goes_on_where_it_was_killed(tiny_dense, corpus, teacher, tmp_pa
     again = generate_text(teacher, corpus, 16, TEXT, 0, tmp_path)
     assert torch.equal(whole.rows_NL, again.rows_NL)
     assert torch.equal(whole.domains_N, again.domains_N)
-    assert len(calls) == 3 + 2  # of four pieces the first two were not written again
+    assert len(calls) == 3 + 2  # of four shards the first two were kept
     generate_text(teacher, corpus, 16, TEXT, 0, tmp_path)
     assert len(calls) == 5
 
@@ -384,7 +385,7 @@ def test_damaged_and_foreign_text_is_refused(tiny_dense, corpus, teacher, tmp_pa
         generate_text(teacher, corpus, 16, TEXT, 0, foreign)
 
 
-# ---- what cannot be
+# ---- errors
 
 
 @pytest.mark.parametrize(
@@ -402,12 +403,12 @@ def test_damaged_and_foreign_text_is_refused(tiny_dense, corpus, teacher, tmp_pa
         ({"top_p": 0.0}, r"top_p \(0.0\)"),
     ],
 )
-def test_configs_that_cannot_be(settings, message):
+def test_invalid_configs_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         DistillConfig(**settings)
 
 
-def test_students_that_do_not_fit(tiny_dense, corpus, teacher):
+def test_mismatched_students_are_refused(tiny_dense, corpus, teacher):
     wide = replace(tiny_dense, vocab_size=260)
     with pytest.raises(ValueError, match=r"student has vocab_size 260 and its teacher 256"):
         make(wide, corpus, METHODS["logits"], teacher)
@@ -424,7 +425,7 @@ def test_students_that_do_not_fit(tiny_dense, corpus, teacher):
         make(tiny_dense, corpus, DistillConfig(data_source="student"), teacher)
 
 
-# ---- one call
+# ---- distill
 
 
 def test_distill_trains_records_and_resumes(tiny_dense, corpus, teacher, tmp_path):
@@ -442,18 +443,18 @@ def test_distill_trains_records_and_resumes(tiny_dense, corpus, teacher, tmp_pat
         distill(GPT(tiny_dense), LogitTeacher(teacher), corpus, CONFIG, TEXT)
 
 
-def test_a_distilled_student_comes_nearer_to_its_teacher(tiny_dense, corpus):
-    """Than the same student that learned the text alone: a half-trained teacher's doubts are its own."""
-    config = TrainConfig(steps=60, batch_size=8, lr=1e-2, warmup=5, eval_every=60, eval_sequences=8)
+def test_a_distilled_student_is_closer_to_its_teacher(tiny_dense, corpus):
+    """Closer than the same student trained on the text alone."""
+    config = TrainConfig(steps=60, batch_size=8, lr=1e-2, warmup=5, eval_sequences=8)
     torch.manual_seed(1)
     trainer = Trainer(GPT(replace(tiny_dense, dim=48, hidden_dim=96)), corpus, config)
     for _ in range(config.steps):
         trainer.train_step()
-    apart = {}
+    config, apart = replace(config, steps=200, eval_every=200), {}
     for sees in ("labels", "logits", "top-k"):
         torch.manual_seed(0)
         student = GPT(tiny_dense)
-        distill(student, trainer.model, corpus, replace(config, steps=200), DistillConfig(signal=sees, k=4))
+        distill(student, trainer.model, corpus, config, DistillConfig(signal=sees, k=4))
         apart[sees] = student_metrics(student, trainer.model, corpus, config).divergence["all"]
     assert 2 * apart["logits"] < apart["labels"]
     assert apart["logits"] < apart["top-k"] < apart["labels"]

@@ -1,4 +1,4 @@
-"""A cache against the teacher itself: its answers, every kind of stop, every kind of damage."""
+"""A logit cache against the teacher itself: its predictions, interruptions and damage."""
 
 import errno
 import hashlib
@@ -25,22 +25,22 @@ from minimoe.models.gpt import GPT
 from minimoe.tools import safetensors_io as tensor_files
 from minimoe.training.config import TrainConfig
 
-CONFIG = TrainConfig(steps=7, batch_size=2, accumulate=2, seed=3)  # files of 3, 3 and 1 steps
+CONFIG = TrainConfig(steps=7, batch_size=2, accumulate=2, seed=3)  # shards of 3, 3 and 1 steps
 CONTEXT, K = 16, 5
 FILES = ["shard-00000", "shard-00001", "shard-00002"]
 
 
 class Counting(GPT):
-    """A teacher that counts its answers, and can stop in the middle of one."""
+    """A teacher that counts its predictions, and can be interrupted in one."""
 
     def __init__(self, config):
         super().__init__(config)
-        self.answers, self.stop_at = 0, -1
+        self.calls, self.stop_at = 0, -1
 
     def forward(self, tokens_BL, cache=None):
-        if self.answers == self.stop_at:
+        if self.calls == self.stop_at:
             raise KeyboardInterrupt
-        self.answers += 1
+        self.calls += 1
         assert not torch.is_grad_enabled()
         return super().forward(tokens_BL, cache)
 
@@ -52,7 +52,7 @@ def teacher(tiny_dense) -> Counting:
 
 @pytest.fixture
 def cache(teacher, corpus, tmp_path):
-    """A whole cache's folder."""
+    """The folder of a complete cache."""
     write(tmp_path / "cache", teacher, corpus)
     return tmp_path / "cache"
 
@@ -79,13 +79,13 @@ def flip(path, place=0.5):
     path.write_bytes(content)
 
 
-# ---- what is written is what the teacher says
+# ---- predictions
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_what_is_read_is_what_the_teacher_says(tiny, corpus, tmp_path, accumulate, temperature):
-    # A training gate's jitter would show that the teacher was asked in training mode.
+def test_cached_predictions_are_the_teachers(tiny, corpus, tmp_path, accumulate, temperature):
+    # The router's jitter would reveal predictions in training mode.
     model_config = replace(tiny, n_layers=1, jitter=0.5 if tiny.n_experts else 0.0)
     teacher, config = GPT(model_config).train(), replace(CONFIG, accumulate=accumulate)
     write(tmp_path, teacher, corpus, config, temperature=temperature)
@@ -102,13 +102,13 @@ def test_what_is_read_is_what_the_teacher_says(tiny, corpus, tmp_path, accumulat
         seen = stored.predict(tokens_BL, step, micro)
         assert (seen.log_probs.dtype, seen.ids.dtype) == (torch.float16, torch.int64)
         assert torch.equal(seen.ids, torch.from_numpy(ids_BLK))
-        # Half a place of float16's 11 bits; and float32's error in the softmax.
+        # The rounding of float16, and the error of a float32 softmax.
         torch.testing.assert_close(seen.log_probs.double(), exact_BLK, rtol=2**-11, atol=1e-6)
         live = top_k(logits_BLV, K, temperature=temperature)
         assert torch.equal(seen.log_probs, live.log_probs.half())
 
 
-def test_students_with_a_shorter_context_are_served(cache, teacher, corpus, tmp_path):
+def test_a_context_shorter_than_the_teachers(cache, teacher, corpus, tmp_path):
     write(tmp_path / "short", teacher, corpus, context=5)
     stored = CachedTopK(tmp_path / "short", corpus, CONFIG, 5)
     for step, micro in every_batch():
@@ -126,11 +126,11 @@ def test_students_with_a_shorter_context_are_served(cache, teacher, corpus, tmp_
         CachedTopK(tmp_path / "short", corpus, CONFIG, CONTEXT)
     with pytest.raises(ShardError, match=r"with context = 16, now it is 5"):
         write(cache, teacher, corpus, context=5)
-    write(cache, teacher, corpus, context=CONTEXT)  # the teacher's, as if none were named
+    write(cache, teacher, corpus, context=CONTEXT)  # the teacher's, which is the default
 
 
 @pytest.mark.parametrize("k", [1, 3, K])
-def test_a_smaller_k_is_the_likeliest_of_those_stored(cache, teacher, corpus, k):
+def test_a_smaller_k_is_the_best_of_those_stored(cache, teacher, corpus, k):
     stored = CachedTopK(cache, corpus, CONFIG, CONTEXT, k=k)
     for step, micro in every_batch():
         tokens_BL = tokens_of(corpus, step, micro)
@@ -152,7 +152,7 @@ def test_batches_can_be_read_in_any_order_and_by_a_shorter_run(cache, corpus):
 
 
 @pytest.mark.parametrize("kind", ["forward", "reverse", "jsd", "skew", "tv"])
-def test_a_student_learns_from_it_as_from_the_teacher(cache, teacher, corpus, kind):
+def test_the_loss_is_that_of_the_live_teacher(cache, teacher, corpus, kind):
     tokens_BL, stored = tokens_of(corpus, 4, 1), CachedTopK(cache, corpus, CONFIG, CONTEXT)
     with torch.no_grad():
         live = top_k(teacher(tokens_BL)[0], K)
@@ -163,8 +163,8 @@ def test_a_student_learns_from_it_as_from_the_teacher(cache, teacher, corpus, ki
     torch.testing.assert_close(losses[1], losses[0], rtol=2e-3, atol=0)
 
 
-class Saying(GPT):
-    """A teacher that says the same of every token."""
+class Constant(GPT):
+    """A teacher that predicts the same for every token."""
 
     def __init__(self, logits_V):
         size = {"dim": 4, "n_layers": 1, "n_heads": 2, "context": CONTEXT, "hidden_dim": 4}
@@ -175,8 +175,8 @@ class Saying(GPT):
         return self.logits_V.expand(*tokens_BL.shape, -1), []
 
 
-def said(teacher, corpus, folder, k):
-    """What a cache makes of a teacher who always says the same: log_probs (K,) and ids (K,)."""
+def cached_constant(teacher, corpus, folder, k):
+    """The cached predictions of a constant teacher: log_probs (K,) and ids (K,)."""
     config = replace(CONFIG, steps=1)
     write(folder, teacher, corpus, config, k)
     seen = CachedTopK(folder, corpus, config, CONTEXT).predict(tokens_of(corpus, 0, 0), 0, 0)
@@ -190,7 +190,7 @@ def said(teacher, corpus, folder, k):
 def test_ids_take_the_fewest_bytes_that_hold_them(corpus, tmp_path, vocabulary, dtype, id_bytes):
     last = vocabulary - torch.arange(1, 4)
     logits_V = torch.zeros(vocabulary).index_put((last,), torch.tensor([9.0, 8.0, 7.0]))
-    _, ids_K = said(Saying(logits_V), corpus, tmp_path, 3)
+    _, ids_K = cached_constant(Constant(logits_V), corpus, tmp_path, 3)
     assert torch.equal(ids_K, last)
     tensors = load_file(tmp_path / "shard-00000.safetensors")
     assert tensors["ids"].dtype == dtype
@@ -198,21 +198,21 @@ def test_ids_take_the_fewest_bytes_that_hold_them(corpus, tmp_path, vocabulary, 
     assert tensors["ids"].nbytes + tensors["log_probs"].nbytes == (2 + id_bytes) * 3 * n_tokens
 
 
-def test_what_float16_keeps_and_what_it_does_not(corpus, tmp_path):
+def test_the_rounding_of_float16(corpus, tmp_path):
     logits_V = torch.full((256,), -torch.inf)
     logits_V[:7] = torch.tensor([0.0, -13.0, -14.0, -17.3, -1000.3, -65_000.0, -70_000.0])
-    log_probs_K, ids_K = said(Saying(logits_V), corpus, tmp_path, 9)
+    log_probs_K, ids_K = cached_constant(Constant(logits_V), corpus, tmp_path, 9)
     assert ids_K[:7].tolist() == list(range(7))
-    exact_K = top_k(logits_V, 6).log_probs.double()  # what was rounded; the first is -3e-6
+    exact_K = top_k(logits_V, 6).log_probs.double()  # before rounding; the first is -3e-6
     bound_K = (2**-11 * exact_K.abs()).clamp(min=2**-25)
     error_K = (log_probs_K[:6].double() - exact_K).abs()
     assert (error_K <= bound_K).all(), (error_K, bound_K)
-    assert (log_probs_K[6:] == -torch.inf).all()  # beyond float16, and those that never come
+    assert (log_probs_K[6:] == -torch.inf).all()  # below float16, and those of probability 0
     assert F.log_softmax(logits_V.double(), -1)[6].exp() == 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_on_an_accelerator_too(teacher, corpus, tmp_path):
+def test_on_a_gpu(teacher, corpus, tmp_path):
     write(tmp_path, teacher, corpus, device="cuda")
     assert teacher.embedding.weight.device.type == "cpu"
     tokens_BL, stored = tokens_of(corpus, 4, 1), CachedTopK(tmp_path, corpus, CONFIG, CONTEXT)
@@ -225,21 +225,21 @@ def test_on_an_accelerator_too(teacher, corpus, tmp_path):
     torch.testing.assert_close(here.log_probs.float(), live.log_probs, rtol=2**-10, atol=1e-4)
 
 
-# ---- what it takes
+# ---- disk space
 
 
-def test_the_size_on_the_disk_is_predicted_and_told(tiny_dense, corpus, tmp_path):
+def test_the_size_on_disk_is_predicted_and_returned(tiny_dense, corpus, tmp_path):
     teacher, config = GPT(tiny_dense), replace(CONFIG, batch_size=8)
     settings = cache_settings(teacher, corpus, config, 16, steps_per_shard=3)
-    told = write(tmp_path, teacher, corpus, config, 16)
+    size = write(tmp_path, teacher, corpus, config, 16)
     tensors = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
     assert 7 * settings.step_bytes < tensors < 1.05 * 7 * settings.step_bytes
     assert settings.step_bytes == 2 * (8 * CONTEXT * 16 * (2 + 1) + 8)
-    assert told == sum(path.stat().st_size for path in tmp_path.iterdir())
-    assert CachedTopK(tmp_path, corpus, config, CONTEXT).nbytes == told
+    assert size == sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert CachedTopK(tmp_path, corpus, config, CONTEXT).nbytes == size
 
 
-def test_too_little_disk_is_told_before_any_work(teacher, corpus, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_before_any_work(teacher, corpus, tmp_path, monkeypatch):
     def free(n_bytes):
         monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": n_bytes}))
 
@@ -247,18 +247,18 @@ def test_too_little_disk_is_told_before_any_work(teacher, corpus, tmp_path, monk
     free(7 * step - 1)
     with pytest.raises(ShardError, match=rf"needs {7 * step:,} more bytes .* {7 * step - 1:,} are free"):
         write(tmp_path, teacher, corpus)
-    assert teacher.answers == 0
-    write(tmp_path, teacher, corpus, k=K - 1)  # the remedy: the folder is not yet claimed for the larger one
+    assert teacher.calls == 0
+    write(tmp_path, teacher, corpus, k=K - 1)  # the remedy: the folder has no settings yet
     (tmp_path / "shard-00001.safetensors").unlink()
     step = cache_settings(teacher, corpus, CONFIG, K - 1, steps_per_shard=3).step_bytes
     free(3 * step - 1)
     with pytest.raises(ShardError, match=rf"needs {3 * step:,} more bytes"):
         write(tmp_path, teacher, corpus, k=K - 1)
-    free(3 * step)  # to go on takes only what is missing
+    free(3 * step)  # resuming needs space for the missing shards only
     write(tmp_path, teacher, corpus, k=K - 1)
 
 
-def test_files_are_opened_when_needed_one_at_a_time_and_checked_once(cache, corpus, monkeypatch):
+def test_shards_are_opened_lazily_and_verified_once(cache, corpus, monkeypatch):
     opened, checked = [], []
     open_file, checksum = cache_module.safe_open, shards.checksum
     monkeypatch.setattr(
@@ -280,32 +280,32 @@ def test_checksums_are_those_of_sha256sum(cache):
         assert (cache / f"{name}.sha256").read_text() == f"{digest}  {name}.safetensors\n"
 
 
-# ---- stopped and gone on with
+# ---- interruptions
 
 
-@pytest.mark.parametrize(("answers", "kept"), [(0, 0), (5, 0), (6, 1), (8, 1), (13, 2)])
-def test_a_stopped_cache_goes_on_to_the_same_bytes(cache, teacher, corpus, tmp_path, answers, kept):
+@pytest.mark.parametrize(("calls", "kept"), [(0, 0), (5, 0), (6, 1), (8, 1), (13, 2)])
+def test_an_interrupted_cache_resumes_to_the_same_bytes(cache, teacher, corpus, tmp_path, calls, kept):
     folder, steps = tmp_path / "stopped", []
     teacher.train()
-    teacher.answers, teacher.stop_at = 0, answers
+    teacher.calls, teacher.stop_at = 0, calls
     with pytest.raises(KeyboardInterrupt):
         write(folder, teacher, corpus)
-    assert teacher.training  # put back all the same
+    assert teacher.training  # restored
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert len(before) == 1 + 2 * kept
-    teacher.answers, teacher.stop_at = 0, -1
+    teacher.calls, teacher.stop_at = 0, -1
     write(folder, teacher, corpus, on_progress=lambda done, of: steps.append((done, of)))
     assert contents(folder) == contents(cache)
-    assert teacher.answers == 2 * (7 - 3 * kept)
+    assert teacher.calls == 2 * (7 - 3 * kept)
     assert steps == [(step + 1, 7) for step in range(3 * kept, 7)]
     assert all((folder / name).stat().st_mtime_ns == time for name, time in before.items())
-    teacher.answers = 0
+    teacher.calls = 0
     write(folder, teacher, corpus)
-    assert teacher.answers == 0
+    assert teacher.calls == 0
 
 
 def instead(monkeypatch, suffix, action):
-    """Do this in place of writing text to the files that end so; the others are written."""
+    """Replace the writing of text files with this suffix; others are written."""
     as_ever = shards.write_atomically
     monkeypatch.setattr(
         shards,
@@ -319,11 +319,11 @@ def half(path, text):
     raise KeyboardInterrupt
 
 
-def stop_in_the_mark(monkeypatch):
+def stop_in_the_settings(monkeypatch):
     instead(monkeypatch, ".json", half)
 
 
-def stop_after_the_mark(monkeypatch):
+def stop_after_the_settings(monkeypatch):
     monkeypatch.setattr(shards, "flush", stop)
 
 
@@ -350,14 +350,14 @@ def stop(*_):
 @pytest.mark.parametrize(
     "moment",
     [
-        stop_in_the_mark,
-        stop_after_the_mark,
+        stop_in_the_settings,
+        stop_after_the_settings,
         stop_in_a_file,
         stop_before_its_checksum,
         stop_in_its_checksum,
     ],
 )
-def test_a_kill_at_any_moment_of_writing_leaves_nothing_half_and_trusted(
+def test_a_kill_at_any_moment_leaves_no_incomplete_shard_that_is_used(
     cache, teacher, corpus, tmp_path, monkeypatch, moment
 ):
     folder = tmp_path / "killed"
@@ -372,7 +372,7 @@ def test_a_kill_at_any_moment_of_writing_leaves_nothing_half_and_trusted(
 
 @pytest.mark.parametrize("part", ["safetensors", "sha256"])
 @pytest.mark.parametrize("damage", ["flipped", "binary", "cut", "empty", "missing"])
-def test_a_damaged_file_is_named_and_alone_redone(cache, teacher, corpus, part, damage):
+def test_only_a_damaged_shard_is_written_again(cache, teacher, corpus, part, damage):
     whole, path = contents(cache), cache / f"{FILES[1]}.{part}"
     if damage == "flipped":
         flip(path, 0.3)
@@ -387,23 +387,23 @@ def test_a_damaged_file_is_named_and_alone_redone(cache, teacher, corpus, part, 
     )
     with pytest.raises(ShardError, match=rf"{FILES[1]}.safetensors {looks_like}"):
         stored = CachedTopK(cache, corpus, CONFIG, CONTEXT)
-        stored.predict(tokens_of(corpus, 2, 1), 2, 1)  # of a file that is whole
+        stored.predict(tokens_of(corpus, 2, 1), 2, 1)  # in an intact shard
         stored.predict(tokens_of(corpus, 3, 0), 3, 0)
-    teacher.answers = 0
+    teacher.calls = 0
     path.unlink(missing_ok=True)  # the remedy
     write(cache, teacher, corpus)
-    assert teacher.answers == 2 * 3
+    assert teacher.calls == 2 * 3
     assert contents(cache) == whole
 
 
-def test_a_damaged_file_is_redone_though_nobody_removed_it(cache, teacher, corpus):
+def test_a_damaged_shard_is_written_again_without_removing_it(cache, teacher, corpus):
     whole = contents(cache)
     flip(cache / f"{FILES[0]}.safetensors")
     write(cache, teacher, corpus)
     assert contents(cache) == whole
 
 
-def test_a_file_that_vanishes_later_is_missing(cache, corpus):
+def test_a_shard_removed_later_is_missing(cache, corpus):
     stored = CachedTopK(cache, corpus, CONFIG, CONTEXT)
     (cache / f"{FILES[2]}.safetensors").unlink()
     with pytest.raises(ShardError, match=r"shard-00002.* is missing: 2 of 3 shards .*again with the same"):
@@ -413,7 +413,7 @@ def test_a_file_that_vanishes_later_is_missing(cache, corpus):
 
 
 @pytest.mark.parametrize("writer", ["tensors", "checksum"])
-def test_a_disk_that_fills_up_is_told_and_the_rest_kept(teacher, corpus, tmp_path, monkeypatch, writer):
+def test_a_disk_that_fills_up_is_reported_and_shards_are_kept(teacher, corpus, tmp_path, monkeypatch, writer):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -433,10 +433,10 @@ def test_a_disk_that_fills_up_is_told_and_the_rest_kept(teacher, corpus, tmp_pat
         CachedTopK(tmp_path / name, corpus, CONFIG, CONTEXT)
 
 
-# ---- what does not fit
+# ---- errors
 
 
-def test_a_part_of_the_steps_is_not_enough(teacher, corpus, tmp_path):
+def test_an_incomplete_cache_is_refused(teacher, corpus, tmp_path):
     teacher.stop_at = 8
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path, teacher, corpus)
@@ -444,7 +444,7 @@ def test_a_part_of_the_steps_is_not_enough(teacher, corpus, tmp_path):
         ShardError, match=r"shard-00001.* is missing: 1 of 3 shards are in .*add the missing ones"
     ):
         CachedTopK(tmp_path, corpus, CONFIG, CONTEXT)
-    CachedTopK(tmp_path, corpus, replace(CONFIG, steps=3), CONTEXT)  # has all that it needs
+    CachedTopK(tmp_path, corpus, replace(CONFIG, steps=3), CONTEXT)  # needs no more steps
 
 
 @pytest.mark.parametrize(
@@ -459,26 +459,24 @@ def test_a_part_of_the_steps_is_not_enough(teacher, corpus, tmp_path):
         ("steps", 8, r"with steps = 7, now it is 8"),
     ],
 )
-def test_a_cache_with_other_settings_is_not_gone_on_with(cache, teacher, corpus, name, value, message):
+def test_a_cache_with_other_settings_is_not_resumed(cache, teacher, corpus, name, value, message):
     config, options = (CONFIG, {name: value}) if not hasattr(CONFIG, name) else (
         replace(CONFIG, **{name: value}), {}
     )  # fmt: skip
-    whole, teacher.answers = contents(cache), 0
+    whole, teacher.calls = contents(cache), 0
     with pytest.raises(ShardError, match=message + r"; use the same, or write into another folder"):
         write(cache, teacher, corpus, config, **options)
-    assert teacher.answers == 0
+    assert teacher.calls == 0
     assert contents(cache) == whole
 
 
-def test_a_cache_of_another_text_or_teacher_is_not_gone_on_with(cache, teacher, corpus):
+def test_a_cache_of_another_text_or_teacher_is_not_resumed(cache, teacher, corpus):
     with pytest.raises(ShardError, match=r"with corpus = a fingerprint, now it is another;"):
         write(cache, teacher, replace(corpus, fingerprint="another"))
     before = read_settings(cache)["teacher"]["fingerprint"]
     with torch.no_grad():
         teacher.blocks[0].attention_norm.weight[3] += 1e-6
-    with pytest.raises(
-        ShardError, match=rf"with teacher.fingerprint = {before}, now it is (?!{before})"
-    ):
+    with pytest.raises(ShardError, match=rf"with teacher.fingerprint = {before}, now it is (?!{before})"):
         write(cache, teacher, corpus)
 
 
@@ -513,7 +511,7 @@ def test_a_student_of_another_run_is_refused(cache, corpus, changes, message):
         CachedTopK(cache, replace(corpus, fingerprint=text), config, context, **options)
 
 
-def test_what_decides_no_batch_may_differ(cache, corpus):
+def test_settings_that_do_not_affect_batches_may_differ(cache, corpus):
     config = replace(CONFIG, lr=1e-4, warmup=0, average=0.1, steps=5)
     CachedTopK(cache, corpus, config, CONTEXT).predict(tokens_of(corpus, 4, 1), 4, 1)
 
@@ -525,7 +523,7 @@ def test_a_batch_beyond_the_cache_is_refused(cache, corpus, step, micro):
         stored.predict(tokens_of(corpus, 0, 0), step, micro)
 
 
-def test_tokens_that_the_teacher_did_not_see_are_refused(cache, corpus):
+def test_other_tokens_are_refused(cache, corpus):
     stored, tokens_BL = CachedTopK(cache, corpus, CONFIG, CONTEXT), tokens_of(corpus, 2, 1)
     changed_BL = tokens_BL.clone()
     changed_BL[1, 9] += 1
@@ -535,7 +533,7 @@ def test_tokens_that_the_teacher_did_not_see_are_refused(cache, corpus):
         (tokens_BL.flip(0), 2, 1),
         (tokens_BL, 2, 0),
         (tokens_BL, 1, 1),
-        (tokens_BL, 5, 1),  # the same row of another file
+        (tokens_BL, 5, 1),  # the same row of another shard
     ):
         with pytest.raises(ShardError, match=rf"not those of step {step}, micro-batch {micro} in .*digest"):
             stored.predict(other, step, micro)
@@ -556,19 +554,19 @@ def test_tokens_that_the_teacher_did_not_see_are_refused(cache, corpus):
         ({"steps_per_shard": 0}, r"steps_per_shard \(0\) must be at least 1"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(teacher, corpus, tmp_path, options, message):
+def test_invalid_settings_are_refused(teacher, corpus, tmp_path, options, message):
     with pytest.raises(ShardError, match=message):
         write(tmp_path / "cache", teacher, corpus, **options)
     assert not (tmp_path / "cache").exists()
 
 
-def test_text_that_is_too_short_is_refused(teacher, corpus, tmp_path):
+def test_too_short_a_corpus_is_refused(teacher, corpus, tmp_path):
     short = replace(corpus, train=tuple(data[:10] for data in corpus.train))
     with pytest.raises(ValueError, match=r"has 10 bytes of training text, a sequence needs"):
         write(tmp_path / "cache", teacher, short)
 
 
-def test_a_folder_of_something_else_is_left_alone(teacher, corpus, tmp_path):
+def test_a_folder_of_other_files_is_left_unchanged(teacher, corpus, tmp_path):
     (tmp_path / "thesis.txt").write_text("all my work")
     with pytest.raises(ShardError, match=r"something else \(thesis\.txt; 1 in all\).* an empty folder"):
         write(tmp_path, teacher, corpus)
@@ -583,7 +581,7 @@ def test_a_folder_of_something_else_is_left_alone(teacher, corpus, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"sha256": 1}', "half", "edited"])
-def test_a_damaged_mark_is_named_with_the_remedy(cache, teacher, corpus, content):
+def test_damaged_settings_are_reported_with_the_remedy(cache, teacher, corpus, content):
     mark = cache / "shards.json"
     text = mark.read_text()
     shown = {"half": text[: len(text) // 2], "edited": text.replace('"seed": 3', '"seed": 4')}
@@ -596,7 +594,7 @@ def test_a_damaged_mark_is_named_with_the_remedy(cache, teacher, corpus, content
             use()
 
 
-def test_a_cache_and_a_written_text_are_not_taken_for_each_other(cache, teacher, corpus, tmp_path):
+def test_a_cache_and_teacher_text_are_not_confused(cache, teacher, corpus, tmp_path):
     distill_config = DistillConfig(signal="labels", data_source="teacher", prompt=4, teacher_tokens=30)
     with pytest.raises(ShardError, match=r"cache was made with kind = cache, now it is text"):
         generate_text(teacher, corpus, CONTEXT, distill_config, 3, cache)
@@ -609,15 +607,15 @@ def test_a_cache_and_a_written_text_are_not_taken_for_each_other(cache, teacher,
             use()
 
 
-def write_mark(folder, content):
+def write_settings(folder, content):
     total = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     (folder / "shards.json").write_text(json.dumps(content | {"sha256": total}))
 
 
-def test_a_setting_that_was_not_written_down_differs(cache, teacher, corpus):
+def test_a_missing_setting_differs(cache, teacher, corpus):
     content = read_settings(cache) | {"format": 2}
     del content["seed"]
-    write_mark(cache, content)
+    write_settings(cache, content)
     for use in (
         lambda: CachedTopK(cache, corpus, CONFIG, CONTEXT),
         lambda: write(cache, teacher, corpus),
@@ -627,6 +625,6 @@ def test_a_setting_that_was_not_written_down_differs(cache, teacher, corpus):
 
 
 def test_another_format_is_refused(cache, teacher, corpus):
-    write_mark(cache, read_settings(cache) | {"format": 99, "unheard": "of"})
+    write_settings(cache, read_settings(cache) | {"format": 99, "unheard": "of"})
     with pytest.raises(ShardError, match=r"has format 99, this version reads 2"):
         CachedTopK(cache, corpus, CONFIG, CONTEXT)

@@ -1,4 +1,4 @@
-"""Divergences against torch's own and numpy in float64, their theory, and what must not change them."""
+"""Divergences against PyTorch's and numpy in float64, their theory, and their invariances."""
 
 import math
 import shutil
@@ -36,7 +36,7 @@ def numpy_kl(a, b):
 
 
 def numpy_divergence(student, teacher, kind, temperature=1.0, beta=0.5):
-    """(tokens,) float64, by the definitions, a token at a time."""
+    """(tokens,) float64, from the definitions, one token at a time."""
     values = []
     for s, t in zip(
         student.flatten(0, -2).double().numpy(), teacher.flatten(0, -2).double().numpy(), strict=True
@@ -61,7 +61,7 @@ def gradient(loss_of, logits):
     return torch.autograd.grad(loss_of(leaf), leaf)[0]
 
 
-# against others
+# against other implementations
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
@@ -92,7 +92,7 @@ def test_values_equal_numpy(kind, beta):
 
 @pytest.mark.parametrize("beta", [0.1, 0.5, 0.9])
 def test_jsd_equals_the_formula_of_trl(beta):
-    """Its ``generalized_jsd_loss``. There as here β weighs the teacher: in the mixture, and its KL."""
+    """``generalized_jsd_loss``, where β weighs the teacher too: in the mixture m, and in its KL."""
     student, teacher = logits_pair(3, 5, 11)
     log_q, log_p = (x.double().log_softmax(-1).numpy() for x in (student, teacher))
     log_m = np.logaddexp(log_q + np.log(1 - beta), log_p + np.log(beta))
@@ -123,18 +123,18 @@ def test_the_teacher_gets_no_gradient():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_equals_are_0_apart(kind):
+def test_divergence_of_equal_distributions_is_0(kind):
     logits = 3 * torch.randn(4, 33, dtype=torch.float64)
-    shifted = logits + torch.randn(4, 1, dtype=torch.float64)  # a softmax does not see it
+    shifted = logits + torch.randn(4, 1, dtype=torch.float64)  # softmax is invariant to it
     each = divergence(shifted, logits, kind, reduction="none")
     assert each.abs().max() < 1e-14
-    # Not of the shifted: tv has a kink at 0, where a rounding error decides on the sign.
+    # Unshifted, because tv has a kink at 0, where a rounding error decides the sign.
     assert gradient(lambda x: divergence(x, logits, kind), logits).abs().max() < 1e-14
     assert divergence(shifted.float(), logits.float(), kind).abs() < 1e-6
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_different_are_more_than_0_apart(kind):
+def test_divergence_of_different_distributions_is_positive(kind):
     each = divergence(*logits_pair(50, 9, dtype=torch.float64), kind, reduction="none")
     assert each.min() > 1e-3
 
@@ -146,7 +146,7 @@ def test_jsd_is_symmetric_and_at_most_ln_2(scale):
     back = divergence(teacher, student, "jsd", reduction="none")
     torch.testing.assert_close(forth, back, rtol=1e-5, atol=1e-7)
     assert forth.max() <= math.log(2) * (1 + 1e-6)
-    # Two who are sure of different tokens are as far apart as can be.
+    # The maximum: each is certain of a different token.
     sure = scale * (2 * torch.eye(9) - 1)
     apart = divergence(sure, sure.roll(1, 0), "jsd")
     assert apart.item() == pytest.approx(math.log(2), rel=1e-6) if scale == 50 else apart < math.log(2)
@@ -168,16 +168,16 @@ def test_limits_of_beta():
 
 @pytest.mark.parametrize("kind", ["forward", "reverse"])
 def test_at_high_temperature_logits_are_matched(kind):
-    """Hinton, Vinyals and Dean, equation 4: T² makes the gradient (s - t) / (N V) of centred logits, to
+    """Hinton, Vinyals and Dean, equation 4: T² makes the gradient (s - t) / (N V) of centered logits, to
     O(1 / T), and so neither vanish nor explode."""
     student, teacher = logits_pair(4, 10, dtype=torch.float64)
-    centred_s, centred_t = (x - x.mean(-1, keepdim=True) for x in (student, teacher))
-    expected = (centred_s - centred_t) / (4 * 10)
+    centered_s, centered_t = (x - x.mean(-1, keepdim=True) for x in (student, teacher))
+    expected = (centered_s - centered_t) / (4 * 10)
     errors = []
     for temperature in (1.0, 10.0, 100.0, 1000.0):
         found = gradient(lambda x, t=temperature: kd_loss(x, teacher, kind=kind, temperature=t), student)
         errors.append(float((found - expected).norm() / expected.norm()))
-    assert errors[0] > 0.3  # at T = 1 it is something else
+    assert errors[0] > 0.3  # not at T = 1
     assert errors[1] / errors[2] == pytest.approx(10, rel=0.2)
     assert errors[2] / errors[3] == pytest.approx(10, rel=0.02)
 
@@ -192,10 +192,10 @@ def test_divergence_has_no_factor_of_temperature():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_order_of_the_vocabulary_is_nothing(kind):
+def test_the_order_of_the_vocabulary_does_not_matter(kind):
     student, teacher = logits_pair(3, 4, 12, dtype=torch.float64)
     targets, order = some_targets(3, 4, 12), torch.randperm(12)
-    place = torch.argsort(order)  # where each id has gone
+    place = torch.argsort(order)  # the new position of each id
     moved = torch.where(targets < 0, targets, place[targets.clamp(min=0)])
     expected = kd_loss(student, teacher, targets, kind=kind)
     actual = kd_loss(student[..., order], teacher[..., order], moved, kind=kind)
@@ -205,7 +205,7 @@ def test_the_order_of_the_vocabulary_is_nothing(kind):
 # the sum of two terms
 
 
-def test_the_loss_is_made_of_torchs_terms():
+def test_the_loss_is_the_sum_of_torchs_terms():
     """T² belongs to the divergence, whatever α; the cross-entropy is at temperature 1."""
     student, teacher = logits_pair(3, 6, 12)
     targets = some_targets(3, 6, 12)
@@ -233,7 +233,7 @@ def test_cross_entropy_equals_torchs():
         torch.testing.assert_close(gradient(ours, student), gradient(theirs, student), rtol=1e-5, atol=1e-8)
 
 
-def test_without_targets_alpha_is_nothing():
+def test_without_targets_alpha_is_unused():
     student, teacher = logits_pair(3, 6, 12)
     expected = kd_loss(student, teacher, temperature=2.0, alpha=0.0)
     assert expected.item() == pytest.approx(4 * numpy_divergence(student, teacher, "forward", 2.0).mean())
@@ -241,8 +241,8 @@ def test_without_targets_alpha_is_nothing():
         assert torch.equal(kd_loss(student, teacher, temperature=2.0, alpha=alpha), expected)
 
 
-def test_what_has_no_weight_is_not_computed():
-    """Were it, 0 · inf would be NaN."""
+def test_a_term_of_weight_0_is_not_computed():
+    """Otherwise 0 · inf would be NaN."""
     student, teacher = torch.zeros(1, 3), torch.zeros(1, 3)
     student[0, 0] = -INF
     targets = torch.tensor([0])
@@ -252,12 +252,12 @@ def test_what_has_no_weight_is_not_computed():
     assert kd_loss(student, teacher, targets, alpha=0.5).item() == INF
 
 
-# which tokens count, and how they are counted
+# masks and reductions
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_mean_is_over_tokens_that_count(kind):
-    """Not over numbers, not over all tokens, and not over sequences first, which have different lengths."""
+    """Not over all tokens, and not over sequences first, which have different lengths."""
     student, teacher = logits_pair(3, 6, 12, dtype=torch.float64)
     mask = torch.zeros(3, 6, dtype=torch.bool)
     mask[0, :5] = mask[1, :1] = True
@@ -283,7 +283,7 @@ def test_targets_and_mask_both_leave_tokens_out_of_both_terms():
     assert not found[~both].any()
 
 
-def test_micro_batches_change_nothing():
+def test_micro_batches_give_the_same_loss():
     student, teacher = logits_pair(6, 5, 12, dtype=torch.float64)
     targets = some_targets(6, 5, 12)
     n_tokens = (targets != -100).sum()
@@ -301,9 +301,9 @@ def test_micro_batches_change_nothing():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("garbage", [math.nan, INF, -INF])
-def test_what_stands_at_padding_is_nothing(kind, garbage):
+def test_values_at_padding_do_not_matter(kind, garbage):
     student, teacher = logits_pair(4, 12)
-    targets = torch.tensor([3, -100, 5, 99])  # 99 is masked: it may be anything too
+    targets = torch.tensor([3, -100, 5, 99])  # 99 is masked, so it may be invalid
     mask = torch.tensor([True, True, True, False])
     clean = gradient(lambda x: kd_loss(x, teacher, targets, kind=kind, mask=mask), student)
     expected = kd_loss(student, teacher, targets, kind=kind, mask=mask)
@@ -313,7 +313,7 @@ def test_what_stands_at_padding_is_nothing(kind, garbage):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_token_that_counts_is_a_connected_0(kind):
+def test_without_a_token_that_counts_the_loss_is_0_with_a_gradient(kind):
     student, teacher = logits_pair(2, 3, 5)
     student.requires_grad_()
     nothing = torch.full((2, 3), -100)
@@ -336,11 +336,11 @@ def test_one_token_needs_no_leading_axes():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_barred_token_is_as_if_it_were_not(kind):
+def test_a_token_that_both_exclude_changes_nothing(kind):
     student, teacher = logits_pair(4, 12, dtype=torch.float64)
     kept = [i for i in range(12) if i not in (2, 11)]
     targets = torch.tensor([0, 3, -100, 10])
-    less = torch.tensor([0, 2, -100, 9])  # the same among the kept
+    less = torch.tensor([0, 2, -100, 9])  # the same tokens in the smaller vocabulary
     expected = kd_loss(student[:, kept], teacher[:, kept], less, kind=kind)
     expected_gradient = gradient(lambda x: kd_loss(x, teacher[:, kept], less, kind=kind), student[:, kept])
     student[:, [2, 11]] = teacher[:, [2, 11]] = -INF
@@ -351,22 +351,22 @@ def test_a_barred_token_is_as_if_it_were_not(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("whose", ["student", "teacher"])
-def test_a_token_that_one_of_them_bars(kind, whose):
+@pytest.mark.parametrize("owner", ["student", "teacher"])
+def test_a_token_that_one_of_them_excludes(kind, owner):
     student, teacher = logits_pair(4, 12)
-    (student if whose == "student" else teacher)[:, 2] = -INF
+    (student if owner == "student" else teacher)[:, 2] = -INF
     expected = numpy_divergence(student, teacher, kind)
     each = divergence(student, teacher, kind, reduction="none")
     np.testing.assert_allclose(each.numpy(), expected, rtol=1e-5)
-    infinite = (kind, whose) in (("forward", "student"), ("reverse", "teacher"))
+    infinite = (kind, owner) in (("forward", "student"), ("reverse", "teacher"))
     assert bool(each.isinf().all()) == infinite
     assert gradient(lambda x: divergence(x, teacher, kind), student).isfinite().all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scale", [40.0, 300.0, 1e4])
-def test_underflow_is_no_nan(kind, scale):
-    """exp(-300) is 0 in float32, its logarithm is not: 0 log 0 = 0, and what p > 0 needs is there."""
+def test_underflow_makes_no_nan(kind, scale):
+    """exp(-300) is 0 in float32 while its logarithm is finite: 0 log 0 = 0."""
     student, teacher = (scale * torch.randn(16, 9) for _ in range(2))
     each = divergence(student, teacher, kind, reduction="none")
     scaled = [x.double() for x in (student, teacher)]
@@ -404,7 +404,7 @@ def test_bf16_logits_are_upcast(kind):
 
 
 def test_all_in_bf16_would_be_wrong():
-    """Of a student who has learned, most of all: what is left between the two is less than a rounding."""
+    """Especially for a trained student, owner difference from the teacher is below the rounding error."""
     teacher = 2 * torch.randn(4, 32768)
     student, teacher = (teacher + 0.1 * torch.randn(4, 32768)).bfloat16(), teacher.bfloat16()
     log_q, log_p = student.log_softmax(-1), teacher.log_softmax(-1)
@@ -416,7 +416,7 @@ def test_all_in_bf16_would_be_wrong():
     assert np.abs(naive.float().numpy() / exact - 1).max() > 0.1
 
 
-def test_autocast_does_not_bring_it_down():
+def test_autocast_does_not_lower_the_precision():
     student, teacher = logits_pair(4, 50)
     targets = torch.randint(50, (4,))
     expected = kd_loss(student, teacher, targets)
@@ -454,7 +454,7 @@ def test_autocast_does_not_bring_it_down():
         ),
     ],
 )
-def test_impossible_settings_are_refused(options, message):
+def test_invalid_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         kd_loss(*logits_pair(2, 3, 5), **options)
     if not {"targets", "alpha"} & options.keys():
@@ -462,7 +462,7 @@ def test_impossible_settings_are_refused(options, message):
             divergence(*logits_pair(2, 3, 5), **options)
 
 
-def test_beta_is_not_asked_for_where_it_is_not_used():
+def test_beta_is_not_checked_where_it_is_unused():
     student, teacher = logits_pair(2, 3, 5)
     for kind in ("forward", "reverse", "tv"):
         assert torch.equal(divergence(student, teacher, kind, beta=0.0), divergence(student, teacher, kind))
@@ -482,7 +482,7 @@ def test_beta_is_not_asked_for_where_it_is_not_used():
         ((), (), r"student logits are \(\)"),
     ],
 )
-def test_logits_that_do_not_fit_are_refused(student, teacher, message):
+def test_mismatched_logits_are_refused(student, teacher, message):
     for loss in (divergence, kd_loss):
         with pytest.raises(ValueError, match=message):
             loss(torch.zeros(student), torch.zeros(teacher))
@@ -510,13 +510,13 @@ def test_other_dtypes_are_refused(options, message):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("whose", ["student", "teacher"])
+@pytest.mark.parametrize("owner", ["student", "teacher"])
 @pytest.mark.parametrize("bad", [math.nan, INF])
-def test_nan_is_explained(kind, whose, bad):
+def test_nan_is_explained(kind, owner, bad):
     logits = dict(zip(("student", "teacher"), logits_pair(2, 3, 5), strict=True))
-    logits[whose][0, 2, 4] = logits[whose][1, 0, 0] = bad
+    logits[owner][0, 2, 4] = logits[owner][1, 0, 0] = bad
     message = (
-        rf"2 of 30 {whose} logits are NaN or \+inf, .* the first at \(0, 2, 4\); lower the learning rate"
+        rf"2 of 30 {owner} logits are NaN or \+inf, .* the first at \(0, 2, 4\); lower the learning rate"
     )
     for reduction in ("mean", "sum", "none"):
         with pytest.raises(ValueError, match=message):
@@ -525,7 +525,7 @@ def test_nan_is_explained(kind, whose, bad):
         kd_loss(*logits.values(), torch.zeros(2, 3, dtype=torch.int64), kind=kind)
 
 
-def test_a_token_that_bars_all_is_explained():
+def test_a_token_without_finite_logits_is_explained():
     student, teacher = logits_pair(2, 3, 5)
     teacher[1, 1] = -INF
     with pytest.raises(
@@ -534,7 +534,7 @@ def test_a_token_that_bars_all_is_explained():
         divergence(student, teacher)
 
 
-def test_where_all_is_well_no_logits_are_searched(monkeypatch):
+def test_logits_are_searched_only_for_a_nan_loss(monkeypatch):
     def searched(tensor):
         raise AssertionError("the logits were searched")
 
@@ -546,8 +546,8 @@ def test_where_all_is_well_no_logits_are_searched(monkeypatch):
         kd_loss(student, teacher)
 
 
-def test_nothing_waits_for_a_device():
-    student, teacher = (x.to("meta") for x in logits_pair(2, 3, 5))  # no values: a look at one raises
+def test_no_value_is_read_on_a_device():
+    student, teacher = (x.to("meta") for x in logits_pair(2, 3, 5))  # reading a value raises
     targets = torch.zeros(2, 3, dtype=torch.int64, device="meta")
     mask = torch.ones(2, 3, dtype=torch.bool, device="meta")
     for kind in KINDS:
@@ -569,12 +569,14 @@ def compiled_and_eager(backend, kind):
         yield value.detach(), torch.autograd.grad(value, leaf)[0]
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_one_graph(kind):
     for compiled, eager in zip(*compiled_and_eager("aot_eager", kind), strict=True):
         torch.testing.assert_close(compiled, eager)
 
 
+@pytest.mark.compile
 @needs_compiler
 def test_compiled_equals_eager():
     for compiled, eager in zip(*compiled_and_eager("inductor", "jsd"), strict=True):

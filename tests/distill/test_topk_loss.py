@@ -1,4 +1,4 @@
-"""The K likeliest and a bucket: against numpy in float64, and against what the dense loss says."""
+"""The top K and a bucket: against numpy in float64, and against the dense loss."""
 
 import math
 
@@ -18,7 +18,7 @@ def logits_pair(*shape, dtype=torch.float64, scale=2.0):
 
 
 def exact_top(logits, k, temperature=1.0):
-    """``top_k`` in float64, which ``top_k`` itself rounds to float32."""
+    """``top_k`` in float64, without its rounding to float32."""
     return TopK(*(logits / temperature).log_softmax(-1).topk(k))
 
 
@@ -40,7 +40,7 @@ def numpy_classes(logits, ids, temperature):
 
 
 @pytest.mark.parametrize("k", [1, 4, 9])
-def test_the_likeliest_of_the_whole_softmax(k):
+def test_top_k_of_the_whole_softmax(k):
     logits = 3 * torch.randn(2, 5, 9)
     log_probs, ids = top_k(logits, k, temperature=2.0)
     assert (log_probs.dtype, ids.dtype, log_probs.shape, ids.shape) == (
@@ -96,12 +96,12 @@ def test_values_equal_numpy(kind, k):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_tokens_are_the_dense_loss(kind):
+def test_k_equal_to_the_vocabulary_is_the_dense_loss(kind):
     student, teacher = logits_pair(3, 4, 9)
     targets = torch.randint(9, (3, 4))
     targets[0, 2:] = -100
     top, options = exact_top(teacher, 9, 2.0), {"kind": kind, "temperature": 2.0, "alpha": 0.3}
-    shuffled = TopK(top.log_probs.flip(-1), top.ids.flip(-1))  # the order is nothing
+    shuffled = TopK(top.log_probs.flip(-1), top.ids.flip(-1))  # the order does not matter
     for seen in (top, shuffled):
 
         def sparse(x, seen=seen):
@@ -118,8 +118,8 @@ def test_all_tokens_are_the_dense_loss(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scale", [0.5, 3.0, 20.0])
-def test_seeing_less_never_takes_them_apart(kind, scale):
-    """The data-processing inequality: the fewer tokens are told apart, the smaller the divergence.
+def test_a_smaller_k_never_increases_the_divergence(kind, scale):
+    """The data-processing inequality: merging tokens decreases the divergence.
 
     A bucket of 1e-13 is known to a few percent only, and enters reverse by its logarithm, -30."""
     student, teacher = logits_pair(100, 12, scale=scale)
@@ -135,22 +135,22 @@ def test_seeing_less_never_takes_them_apart(kind, scale):
 
 
 @pytest.mark.parametrize("k", [1, 4, 9])
-def test_the_bucket_leaves_who_is_the_teacher_alone(k):
-    """Renormalising the K does not, but for K = V: it draws the student to a teacher who is surer."""
+def test_a_student_equal_to_its_teacher_has_no_gradient(k):
+    """Unlike with renormalization for K < V, which pulls the student to a more confident teacher."""
     teacher = 2 * torch.randn(5, 9, dtype=torch.float64)
     top = exact_top(teacher, k)
     for kind in ("forward", "reverse", "jsd", "skew"):
         assert gradient(lambda x, kind=kind: sparse_divergence(x, top, kind), teacher).abs().max() < 1e-14
-    renormalised = top.log_probs.log_softmax(-1)
+    renormalized = top.log_probs.log_softmax(-1)
 
     def biased(x):
-        return -(renormalised.exp() * x.log_softmax(-1).gather(-1, top.ids)).sum(-1).mean()
+        return -(renormalized.exp() * x.log_softmax(-1).gather(-1, top.ids)).sum(-1).mean()
 
     found = gradient(biased, teacher).abs().max()
     assert found < 1e-14 if k == 9 else found > 1e-3
 
 
-def test_the_bucket_leaves_who_is_the_teacher_alone_in_float32():
+def test_a_student_equal_to_its_teacher_has_no_gradient_in_float32():
     teacher = 3 * torch.randn(16, 300)
     for kind in ("forward", "reverse", "jsd", "skew"):
         for k in (1, 4, 300):
@@ -171,12 +171,12 @@ def test_gradients_equal_finite_differences(kind, k):
     assert torch.autograd.gradcheck(lambda x: sparse_kd_loss(x, top, targets, **options), student)
 
 
-# tokens that are barred, and teachers who are sure
+# excluded tokens and confident teachers
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("k", [1, 3, 9])
-def test_barred_tokens_make_no_nan(kind, k):
+def test_excluded_tokens_make_no_nan(kind, k):
     student, teacher = logits_pair(4, 9)
     student[:, 3:] = teacher[:, 3:] = -INF  # from k = 3 on, nothing is left for the bucket
     top = exact_top(teacher, k)
@@ -192,7 +192,7 @@ def test_barred_tokens_make_no_nan(kind, k):
     assert not found[:, 3:].any()
 
 
-def test_what_only_the_teacher_has_is_infinitely_far_forward():
+def test_forward_is_infinite_for_a_token_that_only_the_teacher_has():
     student, teacher = logits_pair(4, 9)
     student[:, 3:] = -INF
     assert sparse_divergence(student, exact_top(teacher, 2), "forward").item() == INF
@@ -202,8 +202,8 @@ def test_what_only_the_teacher_has_is_infinitely_far_forward():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_a_sure_teacher_leaves_a_bucket_that_rounding_hides(kind, dtype):
-    """The four add up to 1, in float32 and more so in float16; by reverse's definition that were infinite."""
+def test_the_bucket_of_a_confident_teacher_may_be_rounded_away(kind, dtype):
+    """The four add up to 1 in float32 and float16; by definition, reverse would be infinite."""
     teacher = torch.tensor([[20.0, 19.0, 18.0, 17.0] + [0.0] * 8])
     top = top_k(teacher, 4)
     student = torch.randn(1, 12)
@@ -215,8 +215,8 @@ def test_a_sure_teacher_leaves_a_bucket_that_rounding_hides(kind, dtype):
     assert gradient(lambda x: sparse_divergence(x, stored, kind), student).isfinite().all()
 
 
-def test_within_rounding_the_students_bucket_is_right():
-    """A teacher of float16's 1 may have given 0.001 to others; a student who does is not drawn away."""
+def test_within_rounding_the_students_bucket_is_taken():
+    """A float16 probability of 1 may leave 0.001 to others; a student that does so has no gradient."""
     student = torch.zeros(1, 12)
     student[0, 0] = math.log(11 * 999)  # 0.001 for the eleven others
     top = TopK(torch.zeros(1, 1, dtype=torch.float16), torch.zeros(1, 1, dtype=torch.int64))
@@ -227,8 +227,8 @@ def test_within_rounding_the_students_bucket_is_right():
     assert gradient(lambda x: sparse_divergence(x, exact), student).abs().max() > 9e-4
 
 
-def test_where_k_is_v_rounding_makes_no_bucket():
-    """3000 equal float16 log-probabilities add up to 0.4 % less than 1, and no class is left to have it."""
+def test_without_other_tokens_rounding_makes_no_bucket():
+    """3000 equal float16 log-probabilities add up to 0.4 % less than 1, with no other class for the rest."""
 
     def rounding(size):
         return float(torch.tensor(-math.log(size)).half()) + math.log(size)
@@ -242,11 +242,11 @@ def test_where_k_is_v_rounding_makes_no_bucket():
     torch.testing.assert_close(sparse_divergence(student, stored), expected, rtol=2e-2, atol=0)
 
 
-# as a cache has it
+# as stored in a cache
 
 
 @pytest.mark.parametrize("ids", [torch.uint8, torch.int16, torch.int32, torch.uint16])
-def test_small_integers_and_float16_will_do(ids):
+def test_small_integers_and_float16_are_supported(ids):
     student, teacher = logits_pair(3, 4, 200, dtype=torch.float32)
     top = top_k(teacher, 8)
     targets = torch.randint(200, (3, 4))
@@ -263,7 +263,7 @@ def test_small_integers_and_float16_will_do(ids):
     assert torch.equal(rounded, sparse_kd_loss(student.bfloat16().float(), top, targets))
 
 
-def test_it_counts_tokens_as_the_dense_loss_does():
+def test_tokens_count_as_in_the_dense_loss():
     student, teacher = logits_pair(3, 4, 9)
     targets = torch.randint(9, (3, 4))
     targets[0, 1:] = -100
@@ -297,7 +297,7 @@ def test_the_teacher_gets_no_gradient():
     assert student.grad.any()
 
 
-def test_without_targets_alpha_is_nothing():
+def test_without_targets_alpha_is_unused():
     student, teacher = logits_pair(3, 9)
     top = exact_top(teacher, 3, 2.0)
     expected = 4 * sparse_divergence(student, top, temperature=2.0)
@@ -305,6 +305,7 @@ def test_without_targets_alpha_is_nothing():
         torch.testing.assert_close(sparse_kd_loss(student, top, temperature=2.0, alpha=alpha), expected)
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_one_graph(kind):
     torch._dynamo.reset()
@@ -320,7 +321,7 @@ def test_it_is_one_graph(kind):
 
 
 @pytest.mark.parametrize("k", [0, 10])
-def test_more_than_there_are_is_refused(k):
+def test_an_invalid_k_is_refused(k):
     with pytest.raises(ValueError, match=rf"k \({k}\) must be from 1 to 9"):
         top_k(torch.randn(2, 9), k)
 
@@ -373,7 +374,7 @@ def test_top_k_names_the_teacher():
         ([[-1.0, -2.0]], [[True, False]], TypeError, r"ids torch.bool"),
     ],
 )
-def test_a_top_that_cannot_be_is_refused(log_probs, ids, error, message):
+def test_an_invalid_top_is_refused(log_probs, ids, error, message):
     top = TopK(torch.tensor(log_probs), torch.tensor(ids, dtype=torch.int64 if ids == [[]] else None))
     for loss in (sparse_divergence, sparse_kd_loss):
         with pytest.raises(error, match=message):
@@ -390,7 +391,7 @@ def test_a_top_that_cannot_be_is_refused(log_probs, ids, error, message):
         ({"mask": torch.ones(3, dtype=torch.bool)}, r"mask: \(3,\); pass \(2,\)"),
     ],
 )
-def test_settings_are_checked_as_the_dense_loss_does(options, message):
+def test_settings_are_checked_as_in_the_dense_loss(options, message):
     student, teacher = logits_pair(2, 5)
     for loss in (sparse_divergence, sparse_kd_loss):
         with pytest.raises(ValueError, match=message):
@@ -406,8 +407,8 @@ def test_nan_in_the_student_is_explained():
         sparse_kd_loss(student, exact_top(teacher, 2), torch.tensor([0, 1]))
 
 
-def test_nothing_waits_for_a_device():
-    student, teacher = (x.to("meta") for x in logits_pair(2, 3, 5))  # no values: a look at one raises
+def test_no_value_is_read_on_a_device():
+    student, teacher = (x.to("meta") for x in logits_pair(2, 3, 5))  # reading a value raises
     targets = torch.zeros(2, 3, dtype=torch.int64, device="meta")
     for kind in KINDS:
         assert sparse_kd_loss(student, top_k(teacher, 2), targets, kind=kind).shape == ()

@@ -76,7 +76,7 @@ def test_every_image_is_either_trained_or_tested_on():
     assert (ours[np.lexsort(ours.T)] == given[np.lexsort(given.T)]).all()  # pixels with their labels
     assert torch.equal(images.test_ND, load_images().test_ND)
     assert torch.equal(images.test_ND[-10:], load_images(10).test_ND)
-    assert not np.array_equal(images.train_N[:100], labels[:100])  # in the file a writer's stand together
+    assert not np.array_equal(images.train_N[:100], labels[:100])  # the file is sorted by writer
 
 
 def test_without_scikit_learn_the_remedy_is_named(monkeypatch):
@@ -103,7 +103,7 @@ def test_shifted_images_are_those_of_numpy():
 # the networks
 
 
-def test_networks_are_plain_ones_side_by_side():
+def test_batched_networks_are_independent_ones():
     networks, x = Networks(3, (64, 7, 5, 10), generator=seeded()), torch.rand(4, 64)
     for seed, logits in enumerate(networks(x)):
         h = x
@@ -112,28 +112,28 @@ def test_networks_are_plain_ones_side_by_side():
         torch.testing.assert_close(logits, h)
     assert not torch.equal(networks.weights[0][0], networks.weights[0][1])
     spread = networks.weights[1].detach().std().item()
-    assert spread == pytest.approx((2 / 7) ** 0.5, rel=0.2)  # He's: their outputs keep size
+    assert spread == pytest.approx((2 / 7) ** 0.5, rel=0.2)  # He initialization
 
 
-def test_dropout_leaves_out_hidden_numbers_alone_and_only_in_training():
+def test_dropout_drops_hidden_units_only_and_only_in_training():
     x, before = torch.rand(500, 64), torch.get_rng_state()
     networks = Networks(2, (64, 40, 10), dropout=0.2, generator=seeded())
     with torch.no_grad():
         networks.weights[0].zero_()
         networks.biases[0].fill_(1.0)
         networks.weights[1].fill_(1.0)
-        kept = networks(x) * 0.8  # how many of the 40
+        kept = networks(x) * 0.8  # how many of the 40 units
     torch.testing.assert_close(kept, kept.round(), rtol=0, atol=1e-4)
     assert kept.mean().item() == pytest.approx(32, abs=0.5)
     assert kept.std() > 1
     torch.testing.assert_close(networks.eval()(x), torch.full((2, 500, 10), 40.0))
     straight = Networks(1, (64, 10), dropout=0.9, generator=seeded())
-    assert torch.equal(straight(x), straight(x))  # pixels stay
+    assert torch.equal(straight(x), straight(x))  # pixels are not dropped
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def hinton(logits, label, teacher, temperature, alpha):
-    """Section 2 of the paper, by torch's own losses."""
+    """Section 2 of the paper, from PyTorch's losses."""
     hard = F.cross_entropy(logits, label)
     log_p = (teacher / temperature).log_softmax(-1)
     soft = F.kl_div((logits / temperature).log_softmax(-1), log_p, reduction="batchmean", log_target=True)
@@ -168,7 +168,7 @@ def test_training_is_that_of_each_network_alone(settings):
     assert not networks.training
 
 
-def test_distilled_and_alone_start_alike_and_see_the_same_batches():
+def test_initial_weights_and_batches_are_the_same_with_a_teacher():
     images = load_images()
     x, labels = images.train_ND[:400].view(2, 200, 64), images.train_N[:400].view(2, 200)
     settings = {"seed": 3, "rate": 0.01, "steps": 20, "batch": 16}
@@ -184,7 +184,7 @@ def test_distilled_and_alone_start_alike_and_see_the_same_batches():
 
 
 def test_each_network_learns_its_own_images():
-    """Labels and a teacher that both say which image it is: learned only if images and both stay together."""
+    """Labels and teacher identify each image, which is learned only if they belong to the right images."""
     x, labels = torch.rand(2, 10, 64), torch.stack([torch.arange(10), torch.arange(10).flip(0)])
     teacher = 9 * F.one_hot(labels, 10).float()
     for settings in ({}, {"teacher_SNC": teacher, "temperature": 2.0}):
@@ -202,7 +202,7 @@ def test_jitter_moves_that_share_of_the_images(monkeypatch):
         (0.0, 0, 0),
         (0.25, 0.17, 0.28),
         (1.0, 0.84, 0.94),
-    ):  # 1 place of 9 is its own
+    ):  # 1 of 9 positions is the image's own
         seen.clear()
         train_networks(
             (), x.expand(1, 50, 64), torch.zeros(1, 50).long(), seed=0, rate=0.0, steps=40, jitter=jitter
@@ -212,7 +212,7 @@ def test_jitter_moves_that_share_of_the_images(monkeypatch):
 
 
 @pytest.mark.parametrize("what", ["seeds", "images", "steps", "batch"])
-def test_nothing_to_train_is_refused(what):
+def test_empty_training_is_refused(what):
     n = {"seeds": 1, "images": 1, "steps": 1, "batch": 1} | {what: 0}
     with pytest.raises(ValueError, match=rf"{what} \(0\) must be at least 1"):
         train_networks(
@@ -226,7 +226,7 @@ def test_no_seed_is_refused():
         train_teachers(seeds=0)
 
 
-# the measures
+# errors and recall
 
 
 def test_errors_and_recall_are_those_of_scikit_learn():
@@ -376,7 +376,7 @@ def test_tables_show_the_measured_figures(tmp_path, monkeypatch):
     assert cells(unseen)["the teacher"][3] == f"{percent.mean():.1f} ±{percent.std(ddof=1):.1f}"
 
 
-def test_a_tie_is_no_win(tmp_path, monkeypatch):
+def test_a_tie_does_not_count_as_help(tmp_path, monkeypatch):
     monkeypatch.setattr(students, "count_errors", lambda logits, labels: [5.0, 5.0])
     few, *_ = DIGITS.tables(measured(tmp_path, monkeypatch).detail)
     assert cells(few)["teacher, T = 1"] == ["5.0 ±0.0 (0)"] * 3

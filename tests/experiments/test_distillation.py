@@ -39,7 +39,7 @@ def curve(steps, spent, bits) -> Curve:
 def fabricated(
     reached: dict[str, list[float]], teacher: float = 2.0, longer: float = 2.3
 ) -> DistillationResults:
-    """An results in which each method reached these bits; the student alone went on to ``longer``."""
+    """Results in which each method reached these bits, and the student that trained longer ``longer``."""
     methods = {name: METHODS[name] for name in [*reached, LONGER]}
     steps = np.array([200.0, 400.0])
     curves, seen = {}, {}
@@ -148,7 +148,7 @@ def test_equal_flops_count_the_teacher():
     assert results.rows()[1]["lead_at_equal_compute"] is None
 
 
-def test_the_methods_are_those_of_the_issue():
+def test_the_methods_of_the_setup():
     assert METHODS["logits"].distill_config.alpha == 0
     assert METHODS["logits and labels"].distill_config.alpha == 0.5
     assert [METHODS[f"top-{k}"].distill_config.k for k in (1, 4, 16, 64)] == [1, 4, 16, 64]
