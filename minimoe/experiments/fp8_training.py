@@ -147,6 +147,7 @@ def values(curves: Curves) -> dict[str, list[float]]:
 def draw(figure: Figure, detail: dict[str, Any]) -> None:
     """Per model: validation loss against steps, and its gap to float32; thin lines are single seeds."""
     models = detail["curves"]
+    figure.set_size_inches(9, 3.5 * len(models))
     panels = figure.subplots(len(models), 2, squeeze=False, sharex=True)
     for (name, curves), (left, right) in zip(models.items(), panels, strict=True):
         baseline = np.array(curves["float32"])
@@ -184,4 +185,4 @@ def tables(detail: dict[str, Any]) -> list[TextTable]:
     return [TextTable("fp8-training", about, headings, rows)]
 
 
-FP8_TRAINING = Experiment(measure, draw, all_jobs, tables, figure_size=(9, 3.6))
+FP8_TRAINING = Experiment(measure, draw, all_jobs, tables)

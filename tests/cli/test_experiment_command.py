@@ -1,4 +1,4 @@
-"""minimoe experiment: record, figure and tables; a stopped run resumes to the same results."""
+"""minimoe experiment and compare: record, figure and tables; a stopped run resumes to the same results."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from minimoe.cli import main as cli
 from minimoe.experiments import context as context_module
 from minimoe.experiments import jobs
-from minimoe.experiments.presets import PRESETS
+from minimoe.experiments.presets import PRESETS, Preset
 from minimoe.training.config import TrainConfig
 from minimoe.training.loop import Interrupted
 
@@ -26,11 +26,13 @@ def test_an_experiment_that_trains_nothing(tmp_path, capsys):
     assert "holds a finished run" in capsys.readouterr().err
 
 
-@pytest.mark.resume
-def test_a_stopped_experiment_resumes_to_the_same_results(tmp_path, capsys, monkeypatch, corpus, tiny_moe):
+@pytest.fixture
+def stop(monkeypatch, corpus, tiny_moe):
+    """A tiny quick preset; a replacement of ``train_in_turns`` that is interrupted the second time, and the
+    names of the models at each call."""
     training = TrainConfig(steps=2, batch_size=2, warmup=1, eval_every=1, eval_sequences=2)
     lr = dict.fromkeys(("dense-active", "dense-total", "moe"), 1e-3)
-    monkeypatch.setitem(PRESETS, "quick", type(PRESETS["quick"])(tiny_moe, training, lr))
+    monkeypatch.setitem(PRESETS, "quick", Preset(tiny_moe, training, lr))
     monkeypatch.setattr(context_module, "load_corpus", lambda data: corpus)
     train_in_turns, trained = jobs.train_in_turns, []
 
@@ -40,9 +42,15 @@ def test_a_stopped_experiment_resumes_to_the_same_results(tmp_path, capsys, monk
             raise Interrupted
         train_in_turns(trainers, folders, **options)
 
+    return stopped_once, trained
+
+
+@pytest.mark.resume
+def test_a_stopped_experiment_resumes_to_the_same_results(tmp_path, capsys, monkeypatch, stop):
     command = ["experiment", "shared-expert", "--size", "long", "--seeds", "2", "--device", "cpu", "--out"]
     whole, out = str(tmp_path / "whole"), tmp_path / "out"
     assert cli.main([*command, whole]) == 0
+    stopped_once, trained = stop
     monkeypatch.setattr(jobs, "train_in_turns", stopped_once)
     assert cli.main([*command, str(out)]) == 130
     assert "--resume" in capsys.readouterr().err
@@ -74,3 +82,23 @@ def test_mistakes_end_in_one_line(tmp_path, capsys, monkeypatch, arguments, mess
     assert message in error
     assert len(error.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.resume
+def test_a_stopped_comparison_resumes(tmp_path, capsys, monkeypatch, stop):
+    stopped_once, trained = stop
+    monkeypatch.setattr(jobs, "train_in_turns", stopped_once)
+    out = tmp_path / "out"
+    command = ["compare", "--seeds", "2", "--device", "cpu", "--out", str(out)]
+    assert cli.main(command) == 130
+    capsys.readouterr()
+    assert cli.main(command) == 1
+    assert "add --resume" in capsys.readouterr().err
+    assert cli.main([*command, "--resume", "--steps", "1"]) == 1
+    assert "training" in capsys.readouterr().err
+    assert cli.main([*command, "--resume"]) == 0
+    assert trained == 3 * [["dense-active", "dense-total", "moe"]]
+    data = json.loads((out / "comparison.json").read_text())
+    assert data["seeds"] == 2
+    assert len(data["curves"]["moe"]) == 2
+    assert (out / "seed-1" / "moe" / "checkpoints").is_dir()
