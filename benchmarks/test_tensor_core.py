@@ -3,12 +3,13 @@
     pytest benchmarks/test_tensor_core.py --benchmark-enable --benchmark-only -s
 
 One thread, E4M3 numbers, M = N = 256, K = 4096. mmaemu is measured as a user calls it on a CPU,
-``mmaemu.accumulate`` with its hopper profile (without promotion: ``use_fast_accum``), and by its reference for
-a single sum, ``dot``, which gets a few rows and is counted per row. All are timed in the same rounds, in turn.
+``mmaemu.accumulate`` with its hopper profile (without promotion: ``use_fast_accum``), and by its reference
+for a single sum, ``dot``, which gets a few rows and is counted per row. All are timed in the same rounds, in
+turn.
 
-Measured twice: with the C library's default, which returns large freed blocks to the system and requests them
-again, and with freed memory kept (``minimoe.tools.allocator``). mmaemu works in blocks of megabytes and gains
-most. It may gain in the default, too: the library also keeps freed blocks below one that is in use.
+Measured twice: with the C library's default, which returns large freed blocks to the system and requests
+them again, and with freed memory kept (``minimoe.tools.allocator``). mmaemu works in blocks of megabytes and
+gains most. It may gain in the default, too: the library also keeps freed blocks below one that is in use.
 """
 
 import pytest

@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from minimoe.precision.arguments import check_floats
 from minimoe.precision.formats import BF16, E4M3, FP16, FP32, Format
 from minimoe.precision.sequential_sum import sequential_sum
 from minimoe.precision.tensor_core import MAX_FRACTION_BITS, PRODUCTS_PER_STEP, tensor_core_sum
@@ -125,11 +126,3 @@ class Accumulator:
                 fmt = FP16 if self.kind == "fp16" else BF16
                 total_MN += sequential_sum(a, b, fmt, self.rounding, formats, generator)
         return total_MN
-
-
-def check_floats(**operands: object) -> None:
-    """Raises TypeError, with the operand's name, for one that is not a tensor of floats."""
-    for name, x in operands.items():
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"{name} must be a tensor of floats, not {kind}; convert it first")

@@ -10,10 +10,11 @@ import math
 import torch
 from torch import Tensor
 
+from minimoe.precision.arguments import Block, ScaleRule
 from minimoe.precision.codec import encode
 from minimoe.precision.formats import E4M3, E5M2, Format
 from minimoe.precision.rounding import round_to
-from minimoe.precision.scales import Block, ScaleRule, scale_of
+from minimoe.precision.scales import scale_of
 
 CHUNK = 1 << 17  # numbers per piece: half a megabyte, which a core's cache holds together with the result
 

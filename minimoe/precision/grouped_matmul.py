@@ -13,8 +13,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from minimoe.precision.arguments import check_operands
 from minimoe.precision.backends import choose_backend
-from minimoe.precision.matmul import check_operands, dequantized, multiply, round_output
+from minimoe.precision.matmul import dequantized, multiply, round_output
 from minimoe.precision.quantize import Quantized
 from minimoe.precision.recipe import Cast, Recipe, as_recipe
 

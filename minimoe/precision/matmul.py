@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from minimoe.precision.accumulator import check_floats
+from minimoe.precision.arguments import check_operands
 from minimoe.precision.backends import choose_backend
 from minimoe.precision.codec import decode
 from minimoe.precision.formats import BF16, FP32, Format
@@ -79,8 +79,6 @@ def multiply(
     else:
         dtype = torch.bfloat16 if backend == "bf16" else torch.float32
         y_MN = (dequantized(a_MK, cast_a, -1, dtype) @ dequantized(b_KN, cast_b, -2, dtype)).float()
-        if backend == "bf16":
-            return y_MN
     return round_output(y_MN, recipe)
 
 
@@ -131,17 +129,3 @@ def round_output(y: Tensor, recipe: Recipe) -> Tensor:
     if recipe.output == BF16:
         return y.bfloat16().float()
     return round_to(y, recipe.output, overflow="inf" if recipe.output.has_infinity else "saturate")
-
-
-def check_operands(a: Tensor, b: Tensor | Quantized, b_ndim: int = 2) -> None:
-    """Raises TypeError for operands that are not floats, ValueError for shapes that do not match.
-
-    Args:
-        b_ndim: 2 for one b (K, N), 3 for a stack (E, K, N).
-    """
-    check_floats(a=a, **({} if isinstance(b, Quantized) else {"b": b}))
-    if a.ndim < 2 or len(b.shape) != b_ndim or a.shape[-1] != b.shape[-2]:
-        expected = "(K, N)" if b_ndim == 2 else "(E, K, N)"
-        raise ValueError(
-            f"a is {tuple(a.shape)} and b is {tuple(b.shape)}; pass a (..., M, K) and b {expected} of equal K"
-        )

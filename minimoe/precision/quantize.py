@@ -15,19 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from minimoe.precision.arguments import Block, ScaleRule, check_quantization
 from minimoe.precision.blockwise import quantize_chunks
 from minimoe.precision.codec import decode, encode
 from minimoe.precision.formats import Format, as_format
 from minimoe.precision.rounding import round_to
-from minimoe.precision.scales import (
-    Block,
-    ScaleRule,
-    block_amax,
-    check_scaling,
-    is_power_of_two,
-    scale_of,
-    spread,
-)
+from minimoe.precision.scales import block_amax, scale_of, spread
 
 
 @dataclass(frozen=True)
@@ -98,14 +91,15 @@ def quantize(
         ValueError: an unknown format or scale, a format of more than 8 bits, or an invalid block.
         TypeError: x is not a tensor of real floating-point numbers.
     """
-    fmt = _check(x, fmt, block, scale)
+    fmt = as_format(fmt)
+    check_quantization(x, fmt, block, scale)
     fast = quantize_chunks(x, fmt, block, scale, fmt.dtype or torch.uint8)
     if fast:
         codes, scales = fast
     else:
         numbers, scales = _round_blocks(x, fmt, block, scale)
         codes = encode(numbers, fmt)
-    return Quantized(codes, scales.to(torch.float8_e8m0fnu) if is_power_of_two(scale) else scales, fmt, block)
+    return Quantized(codes, scales if scale == "fp32" else scales.to(torch.float8_e8m0fnu), fmt, block)
 
 
 def fake_quantize(
@@ -114,7 +108,8 @@ def fake_quantize(
 ) -> Tensor:  # fmt: skip
     """``quantize(x, ...).dequantize(dtype)`` without making the codes, which is faster: the same numbers to
     the bit, except for the sign of zeros."""
-    fmt = _check(x, fmt, block, scale)
+    fmt = as_format(fmt)
+    check_quantization(x, fmt, block, scale)
     fast = quantize_chunks(x, fmt, block, scale, dtype)
     if fast:
         return fast[0]
@@ -127,14 +122,3 @@ def _round_blocks(x: Tensor, fmt: Format, block: Block | None, rule: ScaleRule) 
     x = x.detach()
     scales = scale_of(block_amax(x, fmt, block), fmt, rule)
     return round_to(x / spread(scales, block, x.shape), fmt), scales
-
-
-def _check(x: Tensor, fmt: Format | str, block: Block | None, scale: str) -> Format:
-    fmt = as_format(fmt)
-    if fmt.bits > 8 or fmt.specials == "scale":
-        raise ValueError(f"quantize takes signed formats of at most 8 bits, not {fmt} ({fmt.bits} bits)")
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.itemsize == 1:
-        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"quantize takes floats of 16 bits or more, not {kind}; convert it first")
-    check_scaling(block, scale)
-    return fmt

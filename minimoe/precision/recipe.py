@@ -12,15 +12,15 @@ twice.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from minimoe.precision.accumulator import Accumulator
+from minimoe.precision.arguments import Block, ScaleRule, check_choice, check_scaling
 from minimoe.precision.formats import BF16, E4M3, E5M2, Format
 from minimoe.precision.quantize import Quantized, fake_quantize, quantize
-from minimoe.precision.scales import Block, ScaleRule, check_scaling, is_power_of_two
 
 Backend = Literal["auto", "dequantize", "bf16", "blocks", "hardware"]
 
@@ -58,7 +58,7 @@ class Cast:
     def exact_in_bf16(self) -> bool:
         """Whether bf16 holds the dequantized numbers: few mantissa bits times a power of two. (Below 1e-38,
         where bf16 has fewer bits and some processors flush to zero, it may not.)"""
-        return is_power_of_two(self.scale) and self.fmt.mantissa_bits <= BF16.mantissa_bits
+        return self.scale != "fp32" and self.fmt.mantissa_bits <= BF16.mantissa_bits
 
 
 @dataclass(frozen=True)
@@ -90,14 +90,11 @@ class Recipe:
     backend: Backend = "auto"
 
     def __post_init__(self) -> None:
-        if self.backend not in get_args(Backend):
-            raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}, not {self.backend!r}")
+        check_choice("backend", self.backend, Backend)
         if self.backend in ("dequantize", "bf16") and self.accumulator != Accumulator.fp32():
             raise ValueError(f"backend {self.backend!r} sums in float32; use 'blocks' for {self.accumulator}")
         casts = (self.activation, self.weight, self.gradient)
-        if self.backend == "bf16" and not (
-            self.output == BF16 and all(cast is not None and cast.exact_in_bf16 for cast in casts)
-        ):
+        if self.backend == "bf16" and not (self.output == BF16 and all(c and c.exact_in_bf16 for c in casts)):
             raise ValueError(
                 "backend 'bf16' needs output BF16 and casts that are exact in bf16 (scales that are powers "
                 f"of two), unlike {self.name}; use 'dequantize'"

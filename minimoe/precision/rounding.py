@@ -8,16 +8,12 @@ Nothing here depends on how a version of torch casts to 8 bits: casts disagree o
 2.11, saturation after it, infinities included), and float64 to 8 bits rounds twice.
 """
 
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor
 
+from minimoe.precision.arguments import Overflow, Rounding, check_rounding
 from minimoe.precision.counter_rng import noise_for
 from minimoe.precision.formats import Format, as_format
-
-Rounding = Literal["nearest", "zero", "stochastic"]
-Overflow = Literal["saturate", "inf", "nan"]
 
 FLOAT_LAYOUT = {
     torch.float32: (torch.int32, 0x7F800000, 23, 127),
@@ -61,7 +57,7 @@ def round_to(
             dtype that cannot hold the numbers of ``fmt``; invalid positions or seed.
     """
     fmt = as_format(fmt)
-    _check(x, fmt, rounding, overflow)
+    check_rounding(x, fmt, rounding, overflow)
     noise = None
     if rounding == "stochastic":
         noise = noise_for(x, _compute_dtype(x.dtype, fmt), generator, positions)
@@ -109,28 +105,6 @@ def _handle_overflow(rounded: Tensor, x: Tensor, fmt: Format, overflow: Overflow
 def _compute_dtype(dtype: torch.dtype, fmt: Format) -> torch.dtype:
     """float32 if it holds the smallest spacing as a normal number, else float64."""
     return torch.float32 if fmt.exponent_bits < 8 and dtype != torch.float64 else torch.float64
-
-
-def _check(x: Tensor, fmt: Format, rounding: str, overflow: str) -> None:
-    if not isinstance(x, Tensor) or x.dtype not in (*FLOAT_LAYOUT, torch.bfloat16, torch.float16):
-        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"round_to takes float64, float32, bfloat16 or float16, not {kind}; convert it first")
-    if rounding not in get_args(Rounding):
-        raise ValueError(f"rounding must be one of {', '.join(get_args(Rounding))}, not {rounding!r}")
-    if overflow not in get_args(Overflow):
-        raise ValueError(f"overflow must be one of {', '.join(get_args(Overflow))}, not {overflow!r}")
-    if (overflow == "inf" and not fmt.has_infinity) or (overflow == "nan" and not fmt.has_nan):
-        raise ValueError(
-            f"{fmt} has no {'infinity' if overflow == 'inf' else 'NaN'}; use overflow='saturate'"
-        )
-    info, step = torch.finfo(x.dtype), 2.0**-fmt.mantissa_bits
-    # The dtype must have the format's largest number, or the format a wider range and finer steps (then
-    # rounding changes nothing at the upper end).
-    if not (step <= info.eps if fmt.max > info.max else step >= info.eps):
-        raise ValueError(
-            f"{x.dtype} cannot hold all numbers of {fmt} (max {fmt.max:g}, smallest {fmt.min_subnormal:g}); "
-            "pass x.float(), or x.double() for formats wider than float32"
-        )
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -10,18 +10,12 @@
 All are exact: they read the exponent's bits, because a float logarithm just below a power of two rounds up.
 """
 
-from typing import Literal, get_args
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minimoe.precision.arguments import Block, ScaleRule
 from minimoe.precision.formats import Format
-
-Block = tuple[int | None, int | None]
-"""(rows, columns) of the last two axes that share a scale, None for the whole axis."""
-
-ScaleRule = Literal["fp32", "pow2", "ocp", "pow2_nearest", "pow2_down", "none"]
 
 _EXPONENT_MASK = 0x7F800000  # of a float32
 _MANTISSA_MASK = 0x007FFFFF
@@ -77,20 +71,3 @@ def spread(scale: Tensor, block: Block | None, shape: torch.Size) -> Tensor:
         if (side := block[axis]) and side > 1:
             scale = scale.repeat_interleave(side, axis).narrow(axis, 0, shape[axis])
     return scale
-
-
-def is_power_of_two(rule: ScaleRule) -> bool:
-    return rule != "fp32"
-
-
-def check_scaling(block: Block | None, rule: str) -> None:
-    """Raises ValueError for an unknown rule, or a block that is not two positive sides."""
-    if rule not in get_args(ScaleRule):
-        raise ValueError(f"scale must be one of {', '.join(get_args(ScaleRule))}, not {rule!r}")
-    if block is None:
-        return
-    sides = block if isinstance(block, tuple) and len(block) == 2 else (0, 0)
-    if any(side is not None and (type(side) is not int or side < 1) for side in sides):
-        raise ValueError(
-            f"block must be (rows, columns), each at least 1, or None for the whole axis; not {block!r}"
-        )

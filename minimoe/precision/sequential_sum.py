@@ -8,8 +8,9 @@ Dimensions: M, N of a product, K contracted.
 import torch
 from torch import Tensor
 
+from minimoe.precision.arguments import Rounding
 from minimoe.precision.formats import BF16, Format
-from minimoe.precision.rounding import Rounding, round_to
+from minimoe.precision.rounding import round_to
 
 
 def sequential_sum(

@@ -1,15 +1,17 @@
 """``check_quantizer``: an assertion that a function rounds to a number format exactly."""
 
 from collections.abc import Callable, Iterator
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from minimoe.precision.arguments import Overflow, check_choice
 from minimoe.precision.formats import Format, as_format
-from minimoe.precision.rounding import Overflow, round_to
+from minimoe.precision.rounding import round_to
 
 Nonfinite = Literal["keep", "saturate", "skip"]
+Deterministic = Literal["nearest", "zero"]
 
 
 def check_quantizer(
@@ -18,7 +20,7 @@ def check_quantizer(
     *,
     overflow: Overflow = "saturate",
     nonfinite: Nonfinite = "keep",
-    rounding: Literal["nearest", "zero"] = "nearest",
+    rounding: Deterministic = "nearest",
     samples: int = 1 << 18,
     seed: int = 0,
 ) -> None:
@@ -59,11 +61,8 @@ def check_quantizer(
         ValueError: an unknown policy, or a format that this check does not support.
     """
     fmt = as_format(fmt)
-    if nonfinite not in get_args(Nonfinite) or rounding not in ("nearest", "zero"):
-        raise ValueError(
-            f"nonfinite must be one of {', '.join(get_args(Nonfinite))} and rounding nearest or zero, "
-            f"not {nonfinite!r} and {rounding!r}"
-        )
+    check_choice("nonfinite", nonfinite, Nonfinite)
+    check_choice("rounding", rounding, Deterministic)
 
     def call(x: Tensor) -> Tensor:
         return _call(fn, x, fmt)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from checks import Verdict, compare
 from minimoe.precision import E4M3, fake_quantize, matmul
-from minimoe.precision.scales import ScaleRule
+from minimoe.precision.arguments import ScaleRule
 
 
 def _layer(tokens: int, inputs: int, outputs: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:

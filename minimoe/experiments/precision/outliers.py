@@ -10,7 +10,7 @@ from minimoe.experiments.experiment import Detail, Experiment
 from minimoe.experiments.measurement import Measured
 from minimoe.precision import E4M3, fake_quantize, measure_error
 from minimoe.precision.analysis import decibels
-from minimoe.precision.scales import Block
+from minimoe.precision.arguments import Block
 from minimoe.reporting.figures import BLUE, VERMILLION
 from minimoe.reporting.tables import TextTable
 

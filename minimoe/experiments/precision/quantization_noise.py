@@ -19,7 +19,7 @@ from minimoe.precision import (  # fmt: skip
     measure_error,
     round_to,
 )
-from minimoe.precision.scales import Block, ScaleRule
+from minimoe.precision.arguments import Block, ScaleRule
 from minimoe.reporting.tables import TextTable
 
 BLOCKS: dict[str, Block | None] = {"tensor": None, "1×128": (1, 128), "128×128": (128, 128), "1×32": (1, 32)}

@@ -30,7 +30,7 @@ Dimensions: M, N, K of a product, K contracted.
 """
 
 import math
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,8 +38,9 @@ from torch import Tensor
 from minimoe.precision.accumulator import Accumulator
 from minimoe.precision.analysis.operand import Operand, cast_operand, exact_product
 from minimoe.precision.analysis.sum_bounds import TINY, U32, BoundKind, RoundingModel, sums_of_codes
+from minimoe.precision.arguments import check_choice, check_operands
 from minimoe.precision.formats import BF16, FP16, FP32, Format
-from minimoe.precision.matmul import check_operands, matmul
+from minimoe.precision.matmul import matmul
 from minimoe.precision.quantize import Quantized
 from minimoe.precision.recipe import Recipe, as_recipe
 
@@ -73,8 +74,7 @@ def bound(
     """
     recipe = as_recipe(recipe)
     check_operands(a_MK, b_KN)
-    if kind not in get_args(BoundKind):
-        raise ValueError(f"kind must be one of {', '.join(get_args(BoundKind))}, not {kind!r}")
+    check_choice("kind", kind, BoundKind)
     if not 0 < failure < 1:
         raise ValueError(f"failure must be a probability between 0 and 1, not {failure}")
     rows_MK = a_MK.flatten(0, -2)

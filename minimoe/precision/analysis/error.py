@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from minimoe.precision.analysis.operand import Operand, cast_operand
+from minimoe.precision.arguments import check_operands
 from minimoe.precision.backends import choose_backend
-from minimoe.precision.matmul import check_operands, matmul, multiply, round_output
+from minimoe.precision.matmul import matmul, multiply, round_output
 from minimoe.precision.quantize import Quantized
 from minimoe.precision.recipe import Recipe, as_recipe
 
