@@ -51,7 +51,6 @@ def roofline(
     *,
     storage_precision: str = "bf16",
     training: bool = False,
-    context: int | None = None,
 ) -> list[Part]:
     """The parts for ``tokens`` tokens at once, each of which attends to (context + 1) / 2 on average.
 
@@ -70,9 +69,7 @@ def roofline(
     dtypes = {"router": "float32", "scores": high, "embedding": high, "output": high}
     times = 3 if training else 1
     parts = []
-    for name, layers, flops, bytes_ in _forward(
-        a, tokens, precision, a.context if context is None else context
-    ):
+    for name, layers, flops, bytes_ in _forward(a, tokens, precision):
         dtype = dtypes.get(name, low)
         peak = peaks.flops[next(d for d in DTYPES[DTYPES.index(dtype) :] if d in peaks.flops)]
         work, moved = times * flops, times * bytes_
@@ -99,12 +96,12 @@ def expected_active_experts(n_experts: int, top_k: int, tokens: int) -> float:
 
 
 def _forward(
-    a: Architecture, tokens: int, precision: StoragePrecision, context: int
+    a: Architecture, tokens: int, precision: StoragePrecision
 ) -> Iterator[tuple[str, int, float, float]]:
     """Name, number of layers, FLOPs and bytes of each part's forward pass."""
     number = precision.activation
     queries, keys, values, out = attention_widths(a)
-    n_dense, attended = a.n_layers - a.n_moe_layers, (context + 1) / 2
+    n_dense, attended = a.n_layers - a.n_moe_layers, (a.context + 1) / 2
     through = 2 * a.dim + queries + keys + values + out
     yield "projections", a.n_layers, *_linear(precision, attention(a), tokens, through)
     # Queries in, results out; keys and values of all attended tokens, as the KV cache holds them.

@@ -61,15 +61,7 @@ class TrainingCost:
         return self.hours / gpus / 24
 
 
-def training_cost(
-    a: Architecture,
-    tokens: float,
-    *,
-    peak: float,
-    mfu: float,
-    price: float,
-    context: int | None = None,
-) -> TrainingCost:
+def training_cost(a: Architecture, tokens: float, *, peak: float, mfu: float, price: float) -> TrainingCost:
     """GPU-hours = FLOPs / (peak * MFU), with the peak in FLOP/s.
 
     Raises:
@@ -80,13 +72,13 @@ def training_cost(
             raise ValueError(f"{name} ({value}) must be above 0 and finite")
     if not 0 < mfu <= 1:
         raise ValueError(f"mfu ({mfu}) must be above 0 and at most 1")
-    flops = training_flops(a, context) * tokens
+    flops = training_flops(a) * tokens
     return TrainingCost(tokens, flops, flops / (peak * mfu) / 3600, price)
 
 
-def mfu(a: Architecture, tokens: float, hours: float, peak: float, context: int | None = None) -> float:
+def mfu(a: Architecture, tokens: float, hours: float, peak: float) -> float:
     """Model FLOPs utilization that published GPU-hours imply: the share of the peak."""
-    return training_flops(a, context) * tokens / (hours * 3600 * peak)
+    return training_flops(a) * tokens / (hours * 3600 * peak)
 
 
 @dataclass(frozen=True)
