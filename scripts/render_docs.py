@@ -37,6 +37,7 @@ READING = {
         "moe/load_balancing.py",
     ],
     "fp8": [
+        "precision/rounding.py",
         "precision/scales.py",
         "precision/quantize.py",
         "precision/recipe.py",
