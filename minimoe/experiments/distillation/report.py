@@ -65,16 +65,16 @@ def tables(detail: dict[str, Any]) -> list[TextTable]:
             "models",
             "The models. FLOPs/token and tokens/s are those of generation, 16 texts at a time; training is "
             "relative to the student without a teacher.",
-            ["model", "parameters", "MB", "FLOPs/token", "tokens/s", "training", "bits per byte"],
+            ["model", "parameters", "MB", "FLOPs/token", "tokens/s", "training", "bits/byte"],
             models,
         ),
         TextTable(
             "students",
-            f"The students ({describe_seeds(detail['seeds'])}). Bits per byte: at the best evaluation. Gap: "
+            f"The students ({describe_seeds(detail['seeds'])}). Bits/byte: at the best evaluation. Gap: "
             "the fraction closed of the gap to the teacher. Agrees: how often the student's most likely "
             "byte is the teacher's. FLOPs: relative to the student without a teacher. Lead: in bits per "
             "byte, over the student without a teacher that spent as many FLOPs.",
-            ["method", "bits per byte", "gap", "agrees", "KL", "FLOPs", "lead"],
+            ["method", "bits/byte", "gap", "agrees", "KL", "FLOPs", "lead"],
             students,
         ),
         TextTable("domains", "Validation bits per byte at the end.", ["method", *domains], by_domain),
