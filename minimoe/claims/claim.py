@@ -12,11 +12,12 @@ not built                    the technique is not in this project
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from minimoe.experiments.experiment import Experiment
+from minimoe.experiments.experiment import Experiment, no_jobs
 from minimoe.reporting.statistics import Spread, confidence, format_spread
 
 HOLDS, FAILS, OPEN, NOT_BUILT = "holds here", "does not hold here", "not testable at this scale", "not built"
@@ -37,6 +38,18 @@ class Bound:
     unit: str = ""
     why: str = ""
     """where the limit comes from"""
+
+    @classmethod
+    def parse(cls, row: str) -> "Bound":
+        """The bound of a row such as "gain | at least 10 dB | the figure in words | where 10 comes from"."""
+        cells = re.fullmatch(r"(.+?) \| at (least|most) ([\d.e-]+)(.*?) \| (.+) \| (.+)", row)
+        if cells is None:
+            raise ValueError(
+                f"{row!r} is not a row of the form FIGURE | at least NUMBER UNIT | WORDS | REASON"
+            )
+        figure, side, limit, unit, what, why = cells.groups()
+        least, most = (float(limit), None) if side == "least" else (None, float(limit))
+        return cls(figure, what, least, most, unit, why)
 
     def __post_init__(self) -> None:
         if (self.least is None) == (self.most is None):
@@ -83,9 +96,17 @@ class Claim:
     source: str
     bounds: tuple[Bound, ...] = ()
     experiment: Experiment | None = None
-    learns: bool = False
-    """whether it is about training, and so needs several seeds"""
     not_built: str = ""
+
+    @classmethod
+    def of(cls, id: str, statement: str, source: str, experiment: Experiment, *rows: str) -> "Claim":
+        """A claim with one bound per row (``Bound.parse``)."""
+        return cls(id, statement, source, tuple(map(Bound.parse, rows)), experiment)
+
+    @property
+    def learns(self) -> bool:
+        """Whether it is about training, and so needs several seeds."""
+        return self.experiment is not None and self.experiment.jobs is not no_jobs
 
     def judge(self, values: Mapping[str, list[float]]) -> Judgement:
         """The verdict on measured figures. Raises ValueError if a bound's figure is missing."""

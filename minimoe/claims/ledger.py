@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from minimoe.claims.claim import OPEN, Claim, Judgement
 from minimoe.experiments.context import RunContext
 from minimoe.experiments.experiment import as_record
 from minimoe.experiments.measurement import Measured, Untestable
-from minimoe.tools.files import write_atomically
+from minimoe.tools.files import write_json
 from minimoe.tools.timing import peaks
 
 Entry = dict[str, Any]
@@ -57,7 +58,7 @@ def run(
         else:
             entry = make_entry(claim, context, results)
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps(entry, indent=1, ensure_ascii=False) + "\n")
+            write_json(path, entry)
         if claim.experiment is not None:
             claim.experiment.save_figure(entry["detail"], picture(context.folder, claim.id))
         entries.append(entry)
@@ -86,16 +87,9 @@ def make_entry(claim: Claim, context: RunContext, results: dict[int, Measured]) 
     record = as_record(measured, units, context, time.perf_counter() - begin)
     if not claim.learns:
         record["seeds"] = 1
+    bounds = [
+        asdict(bound) | {"limit": bound.limit(), "outcome": outcome}  # no outcomes if it is untestable
+        for bound, outcome in zip_longest(claim.bounds, judgement.outcomes)
+    ]
     head = {"id": claim.id, "statement": claim.statement, "source": claim.source}
-    return head | record | judgement_record(claim, judgement)
-
-
-def judgement_record(claim: Claim, judgement: Judgement) -> Entry:
-    """Bounds with their outcomes, the verdict and the reason."""
-    outcomes: Sequence[str | None] = judgement.outcomes or [None] * len(claim.bounds)
-    bounds = zip(claim.bounds, outcomes, strict=True)
-    return {
-        "bound": [asdict(bound) | {"limit": bound.limit(), "outcome": outcome} for bound, outcome in bounds],
-        "verdict": judgement.verdict,
-        "reason": judgement.reason,
-    }
+    return head | record | {"bound": bounds, "verdict": judgement.verdict, "reason": judgement.reason}

@@ -24,17 +24,11 @@ NOT_BUILT = (
     ),
 )
 
-ORDER = (
-    "half-the-space", "pi", "less-accurate", "wide-answer", "promotion", "accurate-enough", "outliers",
-    "much-more-efficient", "specialists", "generalist", "struggled", "moving-data", "small-from-big",
-    "copying-is-easy", "reinforcement", "distil-beats-rl", "the-bill", "fits-in-memory", "mixtral",
-    "failed-roads",
-)  # fmt: skip
-
 PARTS = (bounds_precision, bounds_experts, bounds_distillation, bounds_cost)
-_BY_ID = {claim.id: claim for claims in (*(part.CLAIMS for part in PARTS), NOT_BUILT) for claim in claims}
+_precision, _experts, _distillation, _cost = (part.CLAIMS for part in PARTS)
+_ALL = (*_precision, *_experts, *_distillation, *NOT_BUILT[:2], *_cost, *NOT_BUILT[2:])
 
-CLAIMS: dict[str, Claim] = {id: _BY_ID[id] for id in ORDER}
+CLAIMS: dict[str, Claim] = {claim.id: claim for claim in _ALL}
 
 
 def choose(ids: list[str]) -> list[Claim]:

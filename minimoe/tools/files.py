@@ -31,6 +31,11 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Write plain data as JSON, completely or not at all."""
+    write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
 def flush(path: Path) -> None:
     """Force a file, or the entries of a folder, to disk."""
     if path.is_dir() and os.name != "posix":  # other systems cannot open a folder

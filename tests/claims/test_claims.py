@@ -111,10 +111,20 @@ def test_a_bound_has_one_side():
             Bound("a", "a", **limits)
 
 
+def test_a_bound_is_parsed_from_a_row():
+    row = "8 over 16 | at least 10 dB | error of a sum, of any kind | half, and a tenth"
+    bound = Bound.parse(row)
+    assert bound == Bound("8 over 16", "error of a sum, of any kind", 10.0, None, " dB", "half, and a tenth")
+    assert Bound.parse("a | at most 1e-12x | b | c") == Bound("a", "b", most=1e-12, unit="x", why="c")
+    for wrong in ("a | 10 dB | b | c", "a | at least 10 | b", "a | at least ten | b | c"):
+        with pytest.raises(ValueError, match="is not a row of the form"):
+            Bound.parse(wrong)
+
+
 # The ledger, its JSON, its page
 
 
-def fake(id: str, values: dict, units: dict | None = None, **changes) -> Claim:
+def fake(id: str, values: dict, units: dict | None = None, **options) -> Claim:
     def measure(context):
         context.on_progress(1.0)
         return Measured(values, {"a": 1}, "a <b>run</b> & more")
@@ -123,14 +133,14 @@ def fake(id: str, values: dict, units: dict | None = None, **changes) -> Claim:
         figure.subplots().bar(list(detail), list(detail.values()))
 
     bounds = (Bound("a", "what <was> measured", least=2.0, unit=" dB", why="because"),)
-    experiment = Experiment(measure, draw, units=units or {})
-    return Claim(id, f"The statement of {id}.", "a source", bounds, experiment, **changes)
+    experiment = Experiment(measure, draw, units=units or {}, **options)
+    return Claim(id, f"The statement of {id}.", "a source", bounds, experiment)
 
 
 FAKES = [
     fake("good", {"a": [3.0, 3.1, 3.2], "other": [1.0]}, units={"other": " kg"}),
     fake("bad", {"a": [1.0]}),
-    fake("wide", {"a": [1.0, 3.2]}, learns=True),
+    fake("wide", {"a": [1.0, 3.2]}, jobs=lambda context: []),
     Claim("absent", "Nobody built it.", "a source", not_built="it is not in this project"),
 ]
 

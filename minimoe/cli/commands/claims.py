@@ -1,6 +1,5 @@
 """The command ``minimoe claims``."""
 
-import json
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from minimoe.data.corpus import check_data
 from minimoe.experiments.context import RunContext
 from minimoe.reporting.progress import progress_bar
 from minimoe.tools.allocator import keep_freed_memory
-from minimoe.tools.files import write_atomically
+from minimoe.tools.files import write_json
 from minimoe.tools.run_dir import check_file, close_folder, open_folder
 from minimoe.training.loop import Interrupted
 
@@ -119,10 +118,8 @@ class Claims:
             raise Interrupted from error
 
     def _write(self, entries: list[Entry], out: Path) -> None:
-        text = json.dumps(entries, indent=1, ensure_ascii=False) + "\n"
-        for path in (out / "claims.json", self.json):
-            if path is not None:
-                write_atomically(path, text)
+        for path in filter(None, (out / "claims.json", self.json)):
+            write_json(path, entries)
         write_page(entries, out, out / "claims.html")
         close_folder(out)
         console.print()

@@ -1,7 +1,6 @@
 """The command ``minimoe compare``."""
 
 import dataclasses
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from minimoe.experiments.context import RunContext
 from minimoe.experiments.moe_vs_dense.experiment import MOE_VS_DENSE
 from minimoe.experiments.presets import PRESETS, PresetName
 from minimoe.reporting.tables import print_table
-from minimoe.tools.files import write_atomically
+from minimoe.tools.files import write_json
 from minimoe.tools.machine import describe_machine
 from minimoe.tools.run_dir import close_folder, open_folder
 from minimoe.training.progress import Terminal
@@ -79,7 +78,7 @@ class Compare:
             "seconds": time.perf_counter() - start,
         }
         data = about | measured.detail
-        write_atomically(out / "comparison.json", json.dumps(data, indent=1) + "\n")
+        write_json(out / "comparison.json", data)
         title = f"minimoe compare · {self.preset} · seeds: {self.seeds}"
         MOE_VS_DENSE.save_figure(data, out / "comparison.png", title)
         close_folder(out)

@@ -1,6 +1,5 @@
 """``minimoe cost``: what a model costs, computed from its configuration."""
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +13,7 @@ from minimoe.cost.published import PUBLISHED
 from minimoe.cost.report import print_costs
 from minimoe.models.config import ModelConfig
 from minimoe.tools import timing
-from minimoe.tools.files import write_atomically
+from minimoe.tools.files import write_json
 from minimoe.tools.run_dir import check_file
 
 OURS = "ours"
@@ -54,7 +53,7 @@ class Cost:
         print_costs(estimates, console)
         if self.json is not None:
             content = estimates if self.compare_with is not None else estimates[0]
-            write_atomically(self.json, json.dumps(content, indent=1) + "\n")
+            write_json(self.json, content)
 
     def estimates(self) -> list[dict[str, Any]]:
         """Cost estimates of the model and, with ``compare_with``, of the other."""

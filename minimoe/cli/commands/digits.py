@@ -1,6 +1,5 @@
 """The command ``minimoe digits``."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from minimoe.cli.console import console, prepare
 from minimoe.experiments.context import RunContext
 from minimoe.experiments.digits.experiment import digits
 from minimoe.reporting.tables import print_table
-from minimoe.tools.files import write_atomically
+from minimoe.tools.files import write_json
 from minimoe.tools.machine import describe_machine
 from minimoe.tools.run_dir import check_file
 
@@ -39,4 +38,4 @@ class Digits:
         if self.out is not None:
             experiment.save_figure(detail, self.out.with_suffix(".png"))
             data = {"machine": describe_machine(device), "seed": self.seed} | detail
-            write_atomically(self.out, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+            write_json(self.out, data)

@@ -1,7 +1,6 @@
 """The command ``minimoe distill``."""
 
 import dataclasses
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,12 +12,12 @@ from minimoe.distill.config import DistillConfig
 from minimoe.distill.shard_store import fingerprint
 from minimoe.experiments.context import RunContext
 from minimoe.experiments.distillation.experiment import distillation
-from minimoe.experiments.distillation.jobs import DistillationRun
+from minimoe.experiments.distillation.jobs import DistillationRun, GivenTeacher
 from minimoe.experiments.distillation.report import print_distillation
 from minimoe.experiments.distillation.setup import SETUPS, Setup, choose_methods
 from minimoe.experiments.jobs import OnProgress
 from minimoe.reporting.progress import progress_bar
-from minimoe.tools.files import write_atomically
+from minimoe.tools.files import write_json
 from minimoe.tools.machine import describe_machine
 from minimoe.tools.run_dir import close_folder, open_folder
 from minimoe.training.checkpoint import load_model
@@ -74,8 +73,11 @@ class Distill:
         methods = choose_methods(setup, self.methods, mixture=self.teacher is None)
         out = self.out or Path("runs") / f"distill-{self.preset}"
         device = prepare(self.device, self.threads)
-        teacher = None if self.teacher is None else load_model(self.teacher, device)
-        run = DistillationRun(setup, methods, teacher)
+        given = None
+        if self.teacher is not None:
+            model = load_model(self.teacher, device)
+            given = GivenTeacher(fingerprint(model), model)
+        run = DistillationRun(setup, methods, given)
         experiment = distillation(run)
         context = RunContext(
             out, seeds=self.seeds, device=device, data=self.data, named_folders=True,
@@ -89,7 +91,7 @@ class Distill:
             "data": self.data,
             "seeds": self.seeds,
             "device": device,
-            "teacher": "trained here" if teacher is None else fingerprint(teacher),
+            "teacher": "trained here" if given is None else given.fingerprint,
         }
         open_folder(out, settings, resume=self.resume, overwrite=self.overwrite)
         corpus = context.corpus
@@ -108,7 +110,7 @@ class Distill:
             "seconds": time.perf_counter() - start,
         }
         data = about | measured.detail
-        write_atomically(out / "distillation.json", json.dumps(data, indent=1) + "\n")
+        write_json(out / "distillation.json", data)
         part = "" if self.data_fraction == 1 else f" · students read {self.data_fraction:.0%} of the text"
         title = f"minimoe distill · {self.preset}{part} · seeds: {self.seeds}"
         experiment.save_figure(data, out / "distillation.png", title)

@@ -1,6 +1,5 @@
 """The command ``minimoe experiment``."""
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from minimoe.experiments.experiment import as_record
 from minimoe.experiments.registry import EXPERIMENTS
 from minimoe.reporting.tables import TextTable, print_table
 from minimoe.tools.allocator import keep_freed_memory
-from minimoe.tools.files import write_atomically
+from minimoe.tools.files import write_json
 from minimoe.tools.run_dir import check_file, close_folder, open_folder
 from minimoe.training.loop import Interrupted
 from minimoe.training.progress import Terminal
@@ -83,10 +82,8 @@ class RunExperiment:
             "data": context.corpus.fingerprint if jobs else None,
         }
         record |= as_record(measured, experiment.units, context, time.perf_counter() - start)
-        text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-        for path in (out / f"{self.name}.json", self.json):
-            if path is not None:
-                write_atomically(path, text)
+        for path in filter(None, (out / f"{self.name}.json", self.json)):
+            write_json(path, record)
         figure = out / f"{self.name}.png"
         drawn = experiment.save_figure(measured.detail, figure)
         close_folder(out)

@@ -1,7 +1,6 @@
 """The command ``minimoe precision``."""
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from minimoe.cli.console import console, prepare
 from minimoe.experiments.context import RunContext
 from minimoe.experiments.registry import EXPERIMENTS
 from minimoe.reporting.tables import TextTable, print_table
-from minimoe.tools.files import write_atomically
+from minimoe.tools.files import write_json
 from minimoe.tools.machine import describe_machine
 from minimoe.tools.run_dir import check_file
 
@@ -43,4 +42,4 @@ class Precision:
         if self.out is not None:
             data = {"machine": describe_machine(device), "seed": self.seed}
             data |= {"tables": [dataclasses.asdict(table) for table in tables]}
-            write_atomically(self.out, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+            write_json(self.out, data)
