@@ -67,12 +67,12 @@ class Format:
         """Bits per number."""
         return self.signed + self.exponent_bits + self.mantissa_bits
 
-    @cached_property
+    @property
     def bias(self) -> int:
         half = 2 ** (self.exponent_bits - 1) if self.exponent_bits else 1 - self.mantissa_bits
         return half - (self.exponent_bits > 0 and self.specials != "fnuz")
 
-    @cached_property
+    @property
     def min_exponent(self) -> int:
         """log2 of ``min_normal``."""
         return (0 if self.specials == "scale" else 1) - self.bias
@@ -87,7 +87,7 @@ class Format:
         """The smallest positive number (``min_normal`` for a ``scale``, which has no subnormals)."""
         return 2.0 ** (self.min_exponent - self.mantissa_bits)
 
-    @cached_property
+    @property
     def max(self) -> float:
         """The largest finite number."""
         e, m = self.exponent_bits, self.mantissa_bits
