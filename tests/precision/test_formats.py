@@ -94,7 +94,7 @@ def test_properties_follow_from_the_list_of_values(fmt):
     if fmt.exponent_bits:  # the unused code of integers is listed as NaN, but is not one
         assert fmt.has_nan == values.isnan().any()
     assert fmt.signed == (finite < 0).any()
-    if fmt.exponent_bits and fmt.min_normal <= 1:  # u is half the distance from 1 to its neighbour
+    if fmt.exponent_bits and fmt.min_normal <= 1:  # u is half the distance from 1 to its neighbor
         above = finite[finite > 1].min()
         assert fmt.unit_roundoff == (above - 1) / 2
 
