@@ -26,7 +26,7 @@ MODULES = {name_of(path): path for path in FILES}
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Every module of the package that a file imports anywhere in it, under TYPE_CHECKING and in functions."""
+    """Every module of the package that a file imports, under TYPE_CHECKING and in functions too."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "minimoe")
