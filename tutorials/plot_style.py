@@ -1,4 +1,4 @@
-"""The look of the tutorials' figures: small enough for a page, readable in gray. ``from plot_style import plt``"""
+"""The look of the tutorials' figures: small, readable in gray. ``from plot_style import plt``"""
 
 import matplotlib.pyplot as plt
 
