@@ -89,14 +89,9 @@ def generate_rows(model: GPT, prompts_NP: Tensor, length: int, config: DistillCo
 
 
 def generate_text(
-    teacher: GPT,
-    corpus: Corpus,
-    context: int,
-    config: DistillConfig,
-    seed: int,
-    folder: Path | None = None,
+    teacher: GPT, corpus: Corpus, context: int, config: DistillConfig, seed: int, folder: Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
-) -> TeacherText:
+) -> TeacherText:  # fmt: skip
     """Generate ``config.teacher_tokens`` bytes in rows of context + 1.
 
     Args:

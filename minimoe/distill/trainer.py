@@ -45,15 +45,9 @@ class DistillationTrainer(Trainer):
     """
 
     def __init__(
-        self,
-        model: GPT,
-        corpus: Corpus,
-        config: TrainConfig,
-        distill_config: DistillConfig,
-        teacher: Teacher | None = None,
-        text: TeacherText | None = None,
-        device: str = "cpu",
-    ) -> None:
+        self, model: GPT, corpus: Corpus, config: TrainConfig, distill_config: DistillConfig,
+        teacher: Teacher | None = None, text: TeacherText | None = None, device: str = "cpu",
+    ) -> None:  # fmt: skip
         context, prompt = model.config.context, distill_config.prompt
         if distill_config.needs_teacher and teacher is None:
             raise ValueError(f"signal={distill_config.signal!r} needs a teacher; pass one")
@@ -154,17 +148,10 @@ def check_fit(student: ModelConfig, teacher: ModelConfig) -> None:
 
 
 def distill(
-    student: GPT,
-    teacher: GPT | Teacher | None,
-    corpus: Corpus,
-    config: TrainConfig,
-    distill_config: DistillConfig | None = None,
-    *,
-    out: Path | str | None = None,
-    device: str = "cpu",
-    resume: bool = False,
-    display: Display | None = None,
-) -> list[Evaluation]:
+    student: GPT, teacher: GPT | Teacher | None, corpus: Corpus, config: TrainConfig,
+    distill_config: DistillConfig | None = None, *, out: Path | str | None = None, device: str = "cpu",
+    resume: bool = False, display: Display | None = None,
+) -> list[Evaluation]:  # fmt: skip
     """Train a student; return its evaluations, the last one after the last step.
 
     Args:

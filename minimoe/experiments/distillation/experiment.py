@@ -34,7 +34,7 @@ def read_results(
     for name, jobs in run.train(context).items():
         curves[name], metrics[name] = [], []
         for job in jobs:
-            folder, teacher = context.job_folder(job), job.teacher_model()
+            folder, teacher = context.job_folder(job), job.teacher().model
             curve = read_student_curve(folder / "records.jsonl", job.method, setup, teacher.config)
             curves[name].append(curve)
             students[name] = load_model(folder, context.device)

@@ -12,7 +12,6 @@ import torch
 
 from minimoe.data.corpus import Corpus
 from minimoe.distill.config import DistillConfig
-from minimoe.distill.shard_store import fingerprint
 from minimoe.distill.teacher_text import TeacherText, generate_text
 from minimoe.distill.teachers import LogitTeacher
 from minimoe.distill.trainer import DistillationTrainer, as_teacher, check_fit
@@ -24,14 +23,23 @@ from minimoe.precision.linear import quantize_weights_
 
 GENERATION_SPEED = 6000.0  # bytes per second, for predicted times
 
-TeacherSource = TrainingJob | str  # a teacher that is trained here, or the fingerprint of a given model
+
+@dataclass(frozen=True)
+class GivenTeacher:
+    """A trained model from elsewhere."""
+
+    fingerprint: str
+    model: GPT = field(compare=False, repr=False)
+
+
+TeacherSource = TrainingJob | GivenTeacher
 
 
 @dataclass(frozen=True)
 class TextJob:
     """Text that a teacher generates for all students of a seed that read it."""
 
-    teacher: TeacherSource
+    source: TeacherSource
     config: DistillConfig
     context: int
     data_fraction: float
@@ -56,37 +64,28 @@ class TextJob:
 class TeacherPool:
     """The teachers of a run in memory, so that students of the same teacher share its predictions."""
 
-    def __init__(self, context: RunContext, given: GPT | None = None) -> None:
-        self.context, self.given = context, given
-        self.models: dict[tuple[TeacherSource, bool], GPT] = {}
-        self.predictors: dict[tuple[TeacherSource, bool], LogitTeacher] = {}
+    def __init__(self, context: RunContext) -> None:
+        self.context = context
+        self.teachers: dict[tuple[TeacherSource, bool], LogitTeacher] = {}
         self.texts: dict[TextJob, TeacherText] = {}
 
-    def model(self, source: TeacherSource, quantized: bool = False) -> GPT:
-        if (source, quantized) not in self.models:
+    def teacher(self, source: TeacherSource, quantized: bool = False) -> LogitTeacher:
+        if (source, quantized) not in self.teachers:
             if quantized:
-                model = in_8_bits(self.model(source))
-            elif isinstance(source, TrainingJob):
-                model = self.context.model(source)
+                model = in_8_bits(self.teacher(source).model)
             else:
-                assert self.given is not None
-                model = self.given
-            self.models[source, quantized] = model
-        return self.models[source, quantized]
-
-    def predictor(self, source: TeacherSource, quantized: bool) -> LogitTeacher:
-        if (source, quantized) not in self.predictors:
-            self.predictors[source, quantized] = LogitTeacher(self.model(source, quantized))
-        return self.predictors[source, quantized]
+                model = source.model if isinstance(source, GivenTeacher) else self.context.model(source)
+            self.teachers[source, quantized] = LogitTeacher(model)
+        return self.teachers[source, quantized]
 
     def text(self, job: TextJob) -> TeacherText:
         """The text, generated or read back."""
         if job not in self.texts:
-            corpus = self.context.corpus.part(job.data_fraction)
-            seconds = job.seconds(self.context.device)
+            context, model = self.context, self.teacher(job.source).model
+            seconds = job.seconds(context.device)
             self.texts[job] = generate_text(
-                self.model(job.teacher), corpus, job.context, job.config, job.seed, job.folder(self.context),
-                lambda done, n_shards: self.context.on_progress(seconds / n_shards),
+                model, context.corpus.part(job.data_fraction), job.context, job.config, job.seed,
+                job.folder(context), lambda done, n_shards: context.on_progress(seconds / n_shards),
             )  # fmt: skip
         return self.texts[job]
 
@@ -112,14 +111,12 @@ class DistillJob(TrainingJob):
     def check(self, corpus: Corpus) -> None:
         corpus.part(self.data_fraction).check(self.model.context)
 
-    def teacher_model(self) -> GPT:
-        return self.pool.model(self.source, self.method.teacher == "8 bits")
+    def teacher(self) -> LogitTeacher:
+        return self.pool.teacher(self.source, quantized=self.method.teacher == "8 bits")
 
     def trainer(self, corpus: Corpus, device: str) -> DistillationTrainer:
         config = self.method.distill_config
-        teacher = None
-        if config.needs_teacher:
-            teacher = as_teacher(self.pool.predictor(self.source, self.method.teacher == "8 bits"), config)
+        teacher = as_teacher(self.teacher(), config) if config.needs_teacher else None
         text = None if self.text is None else self.pool.text(self.text).first(config.teacher_tokens)
         torch.manual_seed(self.training.seed)
         part = corpus.part(self.data_fraction)
@@ -150,13 +147,13 @@ class DistillationRun:
 
     setup: Setup
     methods: Mapping[str, Method]
-    given: GPT | None = None
-    """a trained teacher, in place of the dense one"""
+    given: GivenTeacher | None = None
+    """in place of the dense teacher"""
 
     def __post_init__(self) -> None:
-        teachers = (self.setup.teacher, self.setup.mixture) if self.given is None else (self.given.config,)
-        for teacher in teachers:
-            check_fit(self.setup.student, teacher)
+        configs = [self.given.model.config] if self.given else [self.setup.teacher, self.setup.mixture]
+        for config in configs:
+            check_fit(self.setup.student, config)
 
     def trained_teachers(self) -> list[TeacherName]:
         """Teachers that are trained here; the one in 8 bits is a copy of the dense one."""
@@ -166,7 +163,7 @@ class DistillationRun:
 
     def source(self, teacher: TeacherName, seed: int) -> TeacherSource:
         if teacher != "mixture" and self.given is not None:
-            return fingerprint(self.given)
+            return self.given
         training = replace(self.setup.training, lr=self.setup.teacher_lr, seed=seed)
         if teacher == "mixture":
             return TrainingJob(self.setup.mixture, training, label="teacher/mixture")
@@ -184,7 +181,7 @@ class DistillationRun:
 
     def students(self, context: RunContext) -> dict[str, list[DistillJob]]:
         """A job per seed, by method."""
-        pool = TeacherPool(context, self.given)
+        pool = TeacherPool(context)
         return {
             name: [self.student(name, seed, pool) for seed in range(context.seeds)] for name in self.methods
         }

@@ -54,10 +54,6 @@ def measure(context: RunContext) -> Measured:
         runs.append(
             {"model": method, "schedule": f"{fraction:.0%} of the text", "lr": rate, "bits_per_byte": bits}
         )
-    return measured(runs)
-
-
-def measured(runs: list[dict[str, Any]]) -> Measured:
     return Measured(
         {f"{run['model']}, {run['schedule']}, {run['lr']:g}": [run["bits_per_byte"]] for run in runs},
         {"steps": SETUP.training.steps, "runs": runs},

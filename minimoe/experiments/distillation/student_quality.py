@@ -18,7 +18,6 @@ from minimoe.experiments.distillation.experiment import read_results
 from minimoe.experiments.distillation.jobs import DistillationRun
 from minimoe.experiments.distillation.setup import ALONE, SETUPS, Setup
 from minimoe.experiments.experiment import Experiment
-from minimoe.experiments.jobs import Job
 from minimoe.experiments.measurement import Measured
 from minimoe.models.config import ModelConfig
 from minimoe.reporting.figures import BLUE, VERMILLION, draw_dots
@@ -121,14 +120,16 @@ def draw_text_only(figure: Figure, detail: dict[str, Any]) -> None:
     axes.legend()
 
 
-def quality_jobs(context: RunContext) -> list[Job]:
-    return [job for run in runs(context).values() for job in run.jobs(context)]
+STUDENT_QUALITY = Experiment(
+    measure_quality,
+    draw_quality,
+    lambda context: [job for run in runs(context).values() for job in run.jobs(context)],
+    seconds=(5, 20),
+)
 
-
-def text_only_jobs(context: RunContext) -> list[Job]:
-    return runs(context)["scarce"].jobs(context)
-
-
-STUDENT_QUALITY = Experiment(measure_quality, draw_quality, quality_jobs, seconds=(5, 20))
-
-TEXT_ONLY_COPY = Experiment(measure_text_only, draw_text_only, text_only_jobs, seconds=(3, 10))
+TEXT_ONLY_COPY = Experiment(
+    measure_text_only,
+    draw_text_only,
+    lambda context: runs(context)["scarce"].jobs(context),
+    seconds=(3, 10),
+)
