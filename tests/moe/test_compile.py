@@ -5,9 +5,12 @@ import shutil
 import pytest
 import torch
 
+from minimoe.models.config import ModelConfig
 from minimoe.models.gpt import GPT
 from minimoe.moe import MoE
 from minimoe.training.trainer import cross_entropy
+
+pytestmark = pytest.mark.compile
 
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler"
@@ -15,8 +18,13 @@ needs_compiler = pytest.mark.skipif(
 
 
 @needs_compiler
-def test_compiled_model_equals_eager(tiny):
-    model = GPT(tiny)
+def test_compiled_model_equals_eager():
+    """A dense and a mixture-of-experts block in one model, because compilation takes most of the time."""
+    config = ModelConfig(
+        dim=16, n_layers=2, n_heads=2, context=16, hidden_dim=32, first_dense=1,
+        n_experts=8, top_k=2, expert_dim=8,
+    )  # fmt: skip
+    model = GPT(config)
     compiled = torch.compile(model, fullgraph=True)
     tokens = torch.randint(256, (2, 16))
     results = []
@@ -45,7 +53,8 @@ def test_compiled_model_equals_eager(tiny):
     ],
 )
 def test_each_dispatcher_is_one_graph(dispatch, dtype):
-    """Traced forward and backward, without the compiler behind it: quick, and enough to find a break."""
+    """Traced forward and backward, without the compiler behind it: quick, and enough to find a graph
+    break."""
     moe = MoE(16, 8, 8, 2, dispatch=dispatch).to(dtype)
     compiled = torch.compile(moe, fullgraph=True, backend="aot_eager")
     x = torch.randn(24, 16, dtype=dtype)

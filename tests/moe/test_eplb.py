@@ -1,4 +1,4 @@
-"""Placement against the published example, numpy written from the description, and brute force."""
+"""EPLB against its published example, numpy written from its description, and brute force."""
 
 import itertools
 import math
@@ -32,7 +32,7 @@ SIZES = [  # E, S, R, N, G
     (12, 18, 6, 3, 6),
     (16, 64, 8, 4, 8),
     (64, 72, 8, 2, 8),
-    (6, 9, 3, 3, 2),  # from here on global: N does not divide G
+    (6, 9, 3, 3, 2),  # global from here on: N does not divide G
     (12, 16, 8, 2, 3),
     (12, 20, 4, 4, 2),
     (32, 40, 8, 8, 1),
@@ -42,14 +42,14 @@ sized = pytest.mark.parametrize(("E", "S", "R", "N", "G"), SIZES)
 
 
 def zipf(layers, n_experts, seed=0):
-    """(M, E) loads 1 / rank, every layer's shuffled on its own."""
+    """(M, E) loads 1 / rank, shuffled in each layer."""
     rng = np.random.default_rng(seed)
     loads = 1 / np.arange(1, n_experts + 1)
     return torch.tensor(np.stack([rng.permutation(loads) for _ in range(layers)]))
 
 
 def random_loads(layers, n_experts, seed=0):
-    """(M, E) whole numbers, of few values in every other layer, so that many are equal; zeros among them."""
+    """(M, E) integers, with zeros; in every second layer of few values, so that many are equal."""
     rng = np.random.default_rng(seed)
     loads = rng.integers(0, 1000, (layers, n_experts))
     loads[1::2] = rng.integers(0, 4, loads[1::2].shape)
@@ -57,7 +57,7 @@ def random_loads(layers, n_experts, seed=0):
 
 
 def numpy_pack(weights, n_packs):
-    """An array of packs by their items, from the description."""
+    """(packs, items) an array, from the description."""
     weights, size = np.asarray(weights, dtype=np.float64), len(weights) // n_packs
     if size == 1:
         return np.arange(n_packs)[:, None]
@@ -71,7 +71,7 @@ def numpy_pack(weights, n_packs):
 
 
 def numpy_replicate(loads, n_slots):
-    """(copies, order): how often each stands, and who got each replica in turn."""
+    """(copies, order): the number of replicas of each expert, and the expert of each replica in turn."""
     copies, order = np.ones(len(loads)), []
     while copies.sum() < n_slots:
         order.append((np.asarray(loads) / copies).argmax())
@@ -80,7 +80,7 @@ def numpy_replicate(loads, n_slots):
 
 
 def numpy_place(loads, n_slots, n_ranks, n_nodes, n_groups):
-    """One layer's slots; all of it array by array, and not expert by expert."""
+    """One layer's slots, computed with arrays and not expert by expert."""
     if n_groups % n_nodes:
         n_nodes = n_groups = 1
     of_group = np.arange(len(loads)).reshape(n_groups, -1)
@@ -88,19 +88,19 @@ def numpy_place(loads, n_slots, n_ranks, n_nodes, n_groups):
     for groups in numpy_pack(loads[of_group].sum(1), n_nodes):
         experts = of_group[groups].reshape(-1)
         copies, order = numpy_replicate(loads[experts], n_slots // n_nodes)
-        standing = np.concatenate([np.arange(len(experts)), np.array(order, dtype=int)])
-        ranks = numpy_pack((loads[experts] / copies)[standing], n_ranks // n_nodes)
-        slots += experts[standing[ranks]].reshape(-1).tolist()
+        replicas = np.concatenate([np.arange(len(experts)), np.array(order, dtype=int)])
+        ranks = numpy_pack((loads[experts] / copies)[replicas], n_ranks // n_nodes)
+        slots += experts[replicas[ranks]].reshape(-1).tolist()
     return slots
 
 
 def best_packing(weights, n_packs):
-    """The smallest heaviest pack of all packings of the same number of items, by trying all."""
+    """The smallest possible weight of the heaviest pack, by trying all packings of equal size."""
     size = len(weights) // n_packs
     if n_packs == 1:
         return sum(weights)
     best = math.inf
-    for others in itertools.combinations(range(1, len(weights)), size - 1):  # who goes with item 0
+    for others in itertools.combinations(range(1, len(weights)), size - 1):  # packed with item 0
         pack = {0, *others}
         rest = [w for i, w in enumerate(weights) if i not in pack]
         best = min(best, max(sum(weights[i] for i in pack), best_packing(rest, n_packs - 1)))
@@ -112,7 +112,7 @@ def test_the_published_example_exactly():
     assert placed.expert_MS.tolist() == EXAMPLE_MS
     assert placed.expert_MS.dtype == placed.replicas_ME.dtype == torch.int64
     assert placed.replicas_ME.tolist() == [[row.count(e) for e in range(12)] for row in EXAMPLE_MS]
-    # Layer 0 by hand: the second rank holds a half of 165, and 4; the mean rank 1033 / 8.
+    # Layer 0 by hand: the second rank has half of 165, and 4; the mean is 1033 / 8.
     assert placed.loads(EXAMPLE, 8)[0].tolist() == [121.5, 86.5, 125, 113, 147.5, 131.5, 156, 152]
     assert placed.imbalance(EXAMPLE, 8)[0].item() == pytest.approx(156 / (1033 / 8), rel=1e-15)
 
@@ -127,7 +127,7 @@ def test_equals_numpy_from_the_description(E, S, R, N, G, seed):
 
 
 @sized
-def test_every_expert_stands_and_every_slot_is_taken(E, S, R, N, G):
+def test_every_expert_is_placed_and_every_slot_is_used(E, S, R, N, G):
     placed = rebalance_experts(random_loads(4, E), S, n_ranks=R, n_nodes=N, n_groups=G)
     assert placed.expert_MS.shape == (4, S)
     assert placed.replicas_ME.min() >= 1
@@ -163,7 +163,7 @@ def test_a_group_never_leaves_its_node(E, S, R, N, G):
     for row in placed.expert_MS.view(4, N, S // N).tolist():
         groups_of_nodes = [{expert // (E // G) for expert in node} for node in row]
         assert [len(groups) for groups in groups_of_nodes] == [G // N] * N
-        assert set().union(*groups_of_nodes) == set(range(G))  # G in all: none stands on two
+        assert set().union(*groups_of_nodes) == set(range(G))  # G in total: none is on two nodes
 
 
 def test_nodes_that_do_not_divide_the_groups_are_ignored():
@@ -172,7 +172,7 @@ def test_nodes_that_do_not_divide_the_groups_are_ignored():
     assert torch.equal(with_nodes.expert_MS, rebalance_experts(loads, 16, n_ranks=8).expert_MS)
 
 
-def test_layers_are_placed_each_on_its_own():
+def test_layers_are_independent():
     loads = random_loads(4, 12)
     placed = rebalance_experts(loads, 16, n_ranks=8, n_nodes=2, n_groups=4)
     for layer in range(4):
@@ -181,7 +181,7 @@ def test_layers_are_placed_each_on_its_own():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_replicas_leave_the_smallest_possible_largest_share(seed):
+def test_replicas_minimize_the_largest_share(seed):
     loads = np.random.default_rng(seed).integers(1, 100, 4)
     for n_slots in (5, 7, 9):
         copies = [c for c in itertools.product(range(1, n_slots), repeat=4) if sum(c) == n_slots]
@@ -191,9 +191,10 @@ def test_replicas_leave_the_smallest_possible_largest_share(seed):
 
 
 @pytest.mark.parametrize(("n_experts", "n_ranks"), [(4, 2), (6, 3), (8, 4), (6, 2), (9, 3)])
-def test_packing_is_near_the_best_of_all(n_experts, n_ranks):
-    # Two experts a rank: heaviest with lightest, the best there is. Three: within 4/3 - 1/(3R) of the best
-    # (Kellerer and Woeginger, A tight bound for 3-partitioning, 1993). More have no such bound here.
+def test_packing_is_near_the_optimum(n_experts, n_ranks):
+    # Two experts per rank: heaviest with lightest, which is optimal. Three: within 4/3 - 1/(3R) of the
+    # optimum (Kellerer and Woeginger, A tight bound for 3-partitioning, 1993). No bound is known here for
+    # more.
     bound = 1 if n_experts == 2 * n_ranks else 4 / 3 - 1 / (3 * n_ranks)
     for loads in random_loads(40, n_experts):
         placed = rebalance_experts(loads[None], n_experts, n_ranks=n_ranks)
@@ -205,8 +206,8 @@ def test_packing_is_near_the_best_of_all(n_experts, n_ranks):
     ("n_experts", "n_slots", "n_ranks"), [(8, 8, 8), (16, 16, 8), (8, 16, 8), (8, 24, 1)]
 )
 def test_never_worse_than_contiguous_where_that_is_certain(n_experts, n_slots, n_ranks):
-    # One expert a rank without replicas: the same. Two slots a rank, full or half full before: pairs are the
-    # best there is, and no share is above half the hottest load once R replicas are dealt. One rank: all.
+    # One expert per rank without replicas: the same. Two slots per rank: pairs are optimal, and with R
+    # replicas no share is above half the largest load. One rank: it has everything.
     loads = random_loads(100, n_experts)
     before = contiguous(n_experts, n_ranks, 100).imbalance(loads, n_ranks)
     after = rebalance_experts(loads, n_slots, n_ranks=n_ranks).imbalance(loads, n_ranks)
@@ -220,8 +221,8 @@ def test_zipf_loads_come_out_much_more_even(n_nodes, n_groups):
     after = rebalance_experts(loads, 288, n_ranks=32, n_nodes=n_nodes, n_groups=n_groups).imbalance(loads, 32)
     assert (after >= 1 - 1e-12).all()
     assert (after < before).all()
-    assert after.mean() < 1.5 < 5 < before.mean()  # 1 in 6 tokens is the hottest expert's: 5.2 at least
-    # Without nodes the ranks are all but even, and without replicas the hottest expert still fills a rank.
+    assert after.mean() < 1.5 < 5 < before.mean()  # 1 in 6 tokens goes to the busiest expert: at least 5.2
+    # Without nodes the ranks are nearly even; without replicas the busiest expert still fills a rank.
     assert n_nodes > 1 or after.max() < 1.02
     assert rebalance_experts(loads, 256, n_ranks=32).imbalance(loads, 32).min() > 5
 
@@ -232,20 +233,20 @@ def test_uniform_loads_without_replicas_are_even(E, R, N, G, dtype):
     loads = torch.full((3, E), 7, dtype=dtype, requires_grad=dtype.is_floating_point)
     found = rebalance_experts(loads, E, n_ranks=R, n_nodes=N, n_groups=G).imbalance(loads, R)
     assert found.tolist() == [1, 1, 1]
-    assert not found.requires_grad  # loads may come with a graph; nothing here keeps it
+    assert not found.requires_grad  # loads may require gradients; the result does not
 
 
-def test_loads_of_nothing_are_even_and_placed_all_the_same():
+def test_layers_without_load_are_even_and_placed():
     loads = torch.tensor([[0, 0, 0, 0], [8, 0, 0, 0]])
     placed = rebalance_experts(loads, 8, n_ranks=4)
-    assert placed.replicas_ME.tolist() == [[5, 1, 1, 1]] * 2  # of equals the first
+    assert placed.replicas_ME.tolist() == [[5, 1, 1, 1]] * 2  # the first of equals
     assert placed.imbalance(loads, 4)[0] == 1
     assert contiguous(4, 4, 2).imbalance(loads, 4).tolist() == [1, 4]
 
 
-def test_one_slot_a_rank_is_filled_in_order():
+def test_one_slot_per_rank_is_filled_in_order():
     placed = rebalance_experts(torch.tensor([[1, 9, 5]]), 5, n_ranks=5)
-    assert placed.expert_MS.tolist() == [[0, 1, 2, 1, 2]]  # the experts, then replicas as they were dealt
+    assert placed.expert_MS.tolist() == [[0, 1, 2, 1, 2]]  # experts, then replicas in order
 
 
 def test_contiguous_by_hand():
@@ -294,7 +295,7 @@ def with_entry(value):
         (with_entry(-math.inf), 16, {}, r"1 of 24 loads are .* the first -inf"),
     ],
 )
-def test_what_cannot_be_placed_is_refused(loads, n_slots, sizes, message):
+def test_invalid_arguments_are_rejected(loads, n_slots, sizes, message):
     with pytest.raises(ValueError, match=message):
         rebalance_experts(loads, n_slots, **{"n_ranks": 8, "n_nodes": 2, "n_groups": 4, **sizes})
 
@@ -308,7 +309,7 @@ def test_what_cannot_be_placed_is_refused(loads, n_slots, sizes, message):
         ((8, 8, 0), r"layers \(0\) must be at least 1"),
     ],
 )
-def test_impossible_contiguous_placements_are_refused(sizes, message):
+def test_invalid_contiguous_placements_are_rejected(sizes, message):
     with pytest.raises(ValueError, match=message):
         contiguous(*sizes)
 
@@ -324,13 +325,13 @@ def test_impossible_contiguous_placements_are_refused(sizes, message):
         (torch.ones(2, 4), 0, r"n_ranks \(0\) must be at least 1"),
     ],
 )
-def test_loads_that_do_not_fit_are_refused(loads, n_ranks, message):
+def test_loads_of_another_shape_are_rejected(loads, n_ranks, message):
     for method in (contiguous(4, 2, 2).loads, contiguous(4, 2, 2).imbalance):
         with pytest.raises(ValueError, match=message):
             method(loads, n_ranks)
 
 
-def test_slots_of_what_is_not_there_are_refused():
+def test_indices_out_of_range_are_rejected():
     placed = contiguous(4, 2, 2)
     for layer, expert, message in [
         (2, 0, r"layer \(2\) must be between 0 and 1"),

@@ -1,4 +1,4 @@
-"""Every dispatcher against the oracle, values and all gradients; and the oracle against numpy."""
+"""Every dispatcher against the reference, values and all gradients; and the reference against numpy."""
 
 import copy
 import json
@@ -17,7 +17,7 @@ from minimoe.tools.memory import bytes_kept_for_backward
 
 
 def run(moe, x, upstream, dispatch):
-    """Output and every gradient of one pass."""
+    """The output and every gradient of one pass."""
     x = x.clone().requires_grad_()
     moe.zero_grad()
     moe.dispatch = dispatch
@@ -39,24 +39,24 @@ SHAPES = [(1, 1), (2, 1), (2, 2), (8, 1), (8, 2), (8, 8), (64, 1), (64, 2), (64,
 TOLERANCE = {torch.float32: {"rtol": 1e-4, "atol": 2e-6}, torch.float64: {"rtol": 1e-9, "atol": 1e-12}}
 
 
-def assert_all_ways_equal_oracle(moe, x, upstream):
-    """Values and every gradient, of every dispatcher that takes these widths and this dtype."""
-    moe.capacity_factor = 1e9  # room for all: nothing is dropped
-    if x.dtype == torch.bfloat16:  # in bf16 the oracle's own sums over tokens would be the worse ones
+def assert_dispatchers_equal_reference(moe, x, upstream):
+    """Values and every gradient, of every dispatcher that supports these widths and this dtype."""
+    moe.capacity_factor = 1e9  # nothing is dropped
+    if x.dtype == torch.bfloat16:  # the reference's own sums over tokens would be less exact
         oracle = run(copy.deepcopy(moe).float(), x.float(), upstream.float(), "reference")
     else:
         oracle = run(moe, x, upstream, "reference")
-    ways = ["auto", "loop", "capacity"]
+    dispatchers = ["auto", "loop", "capacity"]
     if unsupported_reason(x, dim=x.shape[1], expert_dim=moe.experts.down_proj.shape[2]) is None:
-        ways.append("grouped")
-    for dispatch in ways:
+        dispatchers.append("grouped")
+    for dispatch in dispatchers:
         actual = run(moe, x, upstream, dispatch)
         if x.dtype in TOLERANCE:
             assert_same(actual, oracle, **TOLERANCE[x.dtype])
             continue
         for name, value in oracle.items():
-            # A few roundings of at most 2^-9 each; a weight's gradient is a sum of H terms of both signs,
-            # which one token alone cannot average out.
+            # A few roundings of at most 2^-9 each. The gradient of a weight is a sum of H terms of both
+            # signs, whose errors do not average out over a single token.
             limit = 0.03 if name == "gate.weight" and len(x) == 1 else 0.01
             error = (actual[name] - value).norm() / value.norm().clamp(min=1e-30)
             assert error < limit, f"{dispatch}, {name}: {error:.4f}"
@@ -65,25 +65,27 @@ def assert_all_ways_equal_oracle(moe, x, upstream):
 @pytest.mark.parametrize("n_tokens", [0, 1, 7, 256])
 @pytest.mark.parametrize(("n_experts", "top_k"), SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_every_dispatcher_equals_the_oracle(n_tokens, n_experts, top_k, dtype):
+def test_every_dispatcher_equals_the_reference(n_tokens, n_experts, top_k, dtype):
     moe = MoE(16, 8, n_experts, top_k, normalize=top_k > 1).to(dtype)
     x, upstream = torch.randn(2, n_tokens, 16, dtype=dtype)
-    assert_all_ways_equal_oracle(moe, x, upstream)
+    assert_dispatchers_equal_reference(moe, x, upstream)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_odd_widths(dtype):
     moe = MoE(7, 5, 4, 2).to(dtype)
     x, upstream = torch.randn(2, 9, 7, dtype=dtype)
-    assert_all_ways_equal_oracle(moe, x, upstream)
+    assert_dispatchers_equal_reference(moe, x, upstream)
     with pytest.raises(ValueError, match=r"'grouped' cannot run here.*use 'loop' or 'auto'"):
         run(moe, x, upstream, "grouped")
 
 
 @pytest.mark.parametrize("dispatch", ["reference", "loop", "grouped"])
-def test_a_tokens_results_are_added_in_float32(monkeypatch, dispatch):
-    """64 equal experts give what one gives; added up in bf16, the sum would be 3% off."""
-    monkeypatch.setattr(loop, "BLOCK_FLOATS", 16)  # an expert a block: torch adds in float32 within a call
+def test_a_tokens_results_are_summed_in_float32(monkeypatch, dispatch):
+    """64 equal experts give the result of one; summed in BF16, it would be 3% off."""
+    monkeypatch.setattr(
+        loop, "BLOCK_FLOATS", 16
+    )  # one expert per block: within a call, torch sums in float32
     experts, one = Experts(16, 8, 64).bfloat16(), Experts(16, 8, 1).bfloat16()
     with torch.no_grad():
         for all_64, single in zip(experts.parameters(), one.parameters(), strict=True):
@@ -93,12 +95,12 @@ def test_a_tokens_results_are_added_in_float32(monkeypatch, dispatch):
     y, expected = experts(x, route(torch.zeros(32, 64), 64), dispatch), one(x, route(torch.zeros(32, 1), 1))
     (dx,), (expected_dx,) = (torch.autograd.grad(out, x, upstream) for out in (y, expected))
     assert (y - expected).norm() < 0.005 * expected.norm()
-    if dispatch != "reference":  # autograd adds up the oracle's gradient of x in bf16
+    if dispatch != "reference":  # autograd sums the reference's gradient of x in BF16
         assert (dx - expected_dx).norm() < 0.005 * expected_dx.norm()
 
 
 @pytest.mark.parametrize("rows", [1, 5, 40])
-def test_blocks_of_any_size_give_the_same(monkeypatch, rows):
+def test_the_block_size_does_not_change_the_result(monkeypatch, rows):
     moe = MoE(16, 8, 8, 2)
     x, upstream = torch.randn(2, 64, 16)
     expected = run(moe, x, upstream, "reference")
@@ -108,8 +110,8 @@ def test_blocks_of_any_size_give_the_same(monkeypatch, rows):
 
 @pytest.mark.parametrize("n_tokens", [1, 3, 16, 100])
 @pytest.mark.parametrize("dim", [16, 7])
-def test_without_gradients_the_values_stay(n_tokens, dim):
-    """Writing takes other ways (few tokens, one token) than training."""
+def test_values_are_the_same_without_gradients(n_tokens, dim):
+    """Generation uses other code (few tokens, one token) than training."""
     moe = MoE(dim, 8, 16, 4, dispatch="loop")
     x = torch.randn(n_tokens, dim)
     expected, _ = moe(x)
@@ -118,14 +120,14 @@ def test_without_gradients_the_values_stay(n_tokens, dim):
 
 
 @pytest.mark.parametrize("dispatch", ["loop", "grouped", "capacity", "reference"])
-def test_an_expanded_gradient_is_taken(dispatch):
+def test_an_expanded_gradient_is_supported(dispatch):
     moe = MoE(16, 8, 4, 2, dispatch=dispatch)
     moe(torch.randn(10, 16))[0].sum().backward()
     assert moe.experts.down_proj.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize("dispatch", ["loop", "grouped"])
-def test_backward_repeats_to_the_bit(dispatch):
+def test_backward_is_deterministic(dispatch):
     moe = MoE(16, 8, 8, 2)
     x, upstream = torch.randn(2, 64, 16)
     first, second = (run(moe, x, upstream, dispatch) for _ in range(2))
@@ -133,28 +135,29 @@ def test_backward_repeats_to_the_bit(dispatch):
 
 
 @pytest.mark.parametrize("dispatch", ["loop", "grouped"])
-def test_memory_kept_for_backward_is_below_the_dense_layers(dispatch):
-    """Same active parameters; autograd left alone would keep the gathered rows and more."""
+def test_memory_saved_for_backward_is_close_to_the_dense_layers(dispatch):
+    """With the same active parameters. Plain autograd would also save the gathered rows, among others."""
     moe, dense = MoE(128, 32, 64, 8, dispatch=dispatch), SwiGLU(128, 9 * 32)
     x = torch.randn(256, 128, requires_grad=True)
     assert 0 < bytes_kept_for_backward(moe, x) < 1.3 * bytes_kept_for_backward(dense, x)
 
 
 def test_auto_loses_little_against_the_recorded_best(monkeypatch):
-    """Time of the way it takes over the faster one's, in each of the recorded cases."""
+    """The time of the selected dispatcher relative to the fastest, in each recorded case."""
     record = json.loads((Path(__file__).parents[2] / "docs" / "results" / "crossover-cpu.json").read_text())
     losses = []
     for case in record["found"]:
         monkeypatch.setattr(torch, "get_num_threads", lambda n=case["threads"]: n)
         x = torch.empty(case["tokens"], case["dim"], dtype=getattr(torch, case["dtype"]))
-        taken = fastest(x, case["top_k"], case["expert_dim"])
+        selected = fastest(x, case["top_k"], case["expert_dim"])
         grouped = case["grouped_over_loop"]
-        losses.append((grouped if taken == "grouped" else 1.0) / min(grouped, 1.0))
+        losses.append((grouped if selected == "grouped" else 1.0) / min(grouped, 1.0))
     assert len(losses) == 360
     assert statistics.geometric_mean(losses) < 1.05
 
 
-def test_the_loops_operators_are_stated_truly():
+@pytest.mark.compile
+def test_the_loops_operators_pass_torchs_check():
     experts = Experts(16, 8, 4)
     routing = route(torch.randn(6, 4), 2)
     arguments = (torch.randn(6, 16), experts.gate_up_proj, experts.down_proj, *routing[:2])
@@ -175,7 +178,7 @@ def test_all_tokens_on_one_expert_leaves_zero_gradients_elsewhere(dispatch):
     assert_same(gradients, run(moe, x, upstream, "reference"), rtol=1e-4, atol=1e-7)
 
 
-def test_oracle_equals_numpy_in_float64():
+def test_the_reference_equals_numpy_in_float64():
     experts = Experts(6, 5, 4).double()
     x = torch.randn(11, 6, dtype=torch.float64)
     routing = route(torch.randn(11, 4, dtype=torch.float64), 2)
@@ -204,7 +207,7 @@ def test_gradients_against_finite_differences(dispatch):
     assert torch.autograd.gradcheck(call, inputs)
 
 
-def test_one_expert_is_the_dense_network():
+def test_one_expert_equals_the_dense_network():
     moe = MoE(8, 16, 1, 1, n_shared=0)
     dense = SwiGLU(8, 16)
     with torch.no_grad():
@@ -215,7 +218,7 @@ def test_one_expert_is_the_dense_network():
 
 
 @pytest.mark.parametrize("dispatch", ["loop", "grouped", "reference"])
-def test_under_autocast_all_ways_compute_in_bf16(dispatch):
+def test_under_autocast_all_dispatchers_compute_in_bf16(dispatch):
     moe = MoE(16, 16, 4, 2)
     x = torch.randn(8, 16)
     exact, _ = moe(x)

@@ -1,4 +1,4 @@
-"""The grouped matmul as an operator: its shapes, its values, and what it cannot take."""
+"""The grouped matmul as an operator: its shapes, its values, and what it does not support."""
 
 import re
 
@@ -16,8 +16,9 @@ def operands(width_in=8, width_out=12):
     return x, weight, torch.tensor(ROWS).cumsum(0).to(torch.int32)
 
 
-def test_operators_are_stated_truly():
-    """torch's own check: schema, shapes under tracing, compiled against eager."""
+@pytest.mark.compile
+def test_operators_pass_torchs_check():
+    """Schema, shapes under tracing, compiled against eager."""
     x, weight, ends = operands()
     torch.library.opcheck(grouped_matmul, (x, weight, ends))
     torch.library.opcheck(grouped_weight_gradient, (torch.randn(9, 12), x, ends))
@@ -47,5 +48,5 @@ def test_values_equal_float64_block_by_block():
     ],
 )
 def test_unsupported_reasons_are_named(dtype, rows, widths, expected):
-    found = unsupported_reason(torch.zeros(rows, 1, dtype=dtype), **widths)
-    assert (found is None) if expected is None else re.search(expected, found)
+    reason = unsupported_reason(torch.zeros(rows, 1, dtype=dtype), **widths)
+    assert (reason is None) if expected is None else re.search(expected, reason)

@@ -1,4 +1,4 @@
-"""The layer as a whole: what is shared, what is masked, what leaks, what is refused."""
+"""The MoE layer: shared expert, masks, capacity, expert choice, causality and invalid arguments."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from minimoe.moe.dispatch.capacity import expert_capacity
 
 
 def task_gradient(moe, tokens=16):
-    """The gate's gradient of a task that asks for something else than zero."""
+    """The gate's gradient from a task with a nonzero upstream gradient."""
     x = torch.randn(tokens, moe.dim)
     y, _ = moe(x)
     (y * torch.randn_like(y)).sum().backward()
@@ -20,22 +20,22 @@ def test_shared_expert_is_added_unscaled():
     moe = MoE(8, 16, 4, 2, n_shared=2, scale=2.5)
     x = torch.randn(6, 8)
     y, routing = moe(x)
-    assert moe.shared_experts.up_proj.weight.shape == (32, 8)  # two of them are one of twice the width
+    assert moe.shared_experts.up_proj.weight.shape == (32, 8)  # two shared experts are one of twice the width
     torch.testing.assert_close(routing.weights_TK.sum(1), torch.full((6,), 2.5))
     torch.testing.assert_close(y, moe.shared_experts(x) + moe.experts(x, routing, "reference"))
 
 
 @pytest.mark.parametrize("arguments", [{"top_k": 2}, {"top_k": 1, "normalize": False}])
-def test_the_task_reaches_the_gate(arguments):
+def test_the_gate_gets_a_gradient_from_the_task(arguments):
     assert task_gradient(MoE(8, 8, 4, **arguments)).abs().max() > 0
 
 
-def test_one_normalised_expert_would_leave_the_gate_without_a_task():
+def test_one_normalized_expert_gives_the_gate_no_gradient():
     assert task_gradient(MoE(8, 8, 4, 1)).abs().max() == 0
 
 
 def test_activation_checkpointing_counts_nothing_twice():
-    """The forward pass runs twice; what it says is returned, not stored, so nothing adds up."""
+    """The forward pass runs twice; its routing is returned and not stored, so nothing accumulates."""
     moe = MoE(8, 8, 4, 2)
     x, upstream = torch.randn(2, 12, 8)
     moe(x)[0].backward(upstream)
@@ -54,7 +54,7 @@ def test_padding_is_not_counted_and_changes_nothing():
     x = torch.randn(3, 5, 8)
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]]).bool()
     expected, routing = moe(x[mask])
-    padded = x.masked_fill(~mask.unsqueeze(-1), float("nan"))  # what stands there must not matter
+    padded = x.masked_fill(~mask.unsqueeze(-1), float("nan"))  # must not affect the result
     y, with_padding = moe(padded, mask)
     torch.testing.assert_close(y[mask], expected)
     assert y[~mask].abs().max() == 0
@@ -64,16 +64,16 @@ def test_padding_is_not_counted_and_changes_nothing():
     assert all(p.grad.isfinite().all() for p in moe.parameters())
 
 
-def test_padding_takes_no_place():
+def test_padding_uses_no_capacity():
     moe = MoE(8, 8, 4, 2, dispatch="capacity", capacity_factor=0.5)
     x = torch.randn(12, 8)
     mask = torch.arange(12) >= 6
     y, _ = moe(x, mask)
-    moe.capacity_factor = 1.0  # as many places for half the tokens
+    moe.capacity_factor = 1.0  # the same capacity for half the tokens
     torch.testing.assert_close(y[6:], moe(x[6:])[0])
 
 
-def test_noise_is_for_training_alone():
+def test_jitter_is_applied_in_training_only():
     moe = MoE(8, 8, 4, 2, jitter=0.5)
     x = torch.randn(64, 8)
     noisy, again = (moe(x)[1].scores_TE for _ in range(2))
@@ -87,41 +87,41 @@ def test_noise_is_for_training_alone():
     assert torch.equal(moe(x)[1].scores_TE, first)
 
 
-def changes_the_past(moe, tokens=32, kept=16) -> bool:
-    """Whether the output at early tokens depends on the later ones."""
+def leaks_the_future(moe, tokens=32, early=16) -> bool:
+    """Whether the output at early tokens depends on later ones."""
     x = torch.randn(tokens, moe.dim)
-    other = torch.cat((x[:kept], torch.randn(tokens - kept, moe.dim)))
-    return not torch.allclose(moe(x)[0][:kept], moe(other)[0][:kept], rtol=1e-4, atol=1e-6)
+    other = torch.cat((x[:early], torch.randn(tokens - early, moe.dim)))
+    return not torch.allclose(moe(x)[0][:early], moe(other)[0][:early], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("dispatch", ["reference", "loop", "grouped"])
 def test_dropless_token_choice_is_causal(dispatch):
-    assert not any(changes_the_past(MoE(8, 8, 4, 2, dispatch=dispatch)) for _ in range(5))
+    assert not any(leaks_the_future(MoE(8, 8, 4, 2, dispatch=dispatch)) for _ in range(5))
 
 
 def test_expert_choice_leaks_the_future():
-    assert any(changes_the_past(MoE(8, 8, 4, 2, score="softmax", choice="expert")) for _ in range(5))
+    assert any(leaks_the_future(MoE(8, 8, 4, 2, score="softmax", choice="expert")) for _ in range(5))
 
 
-def test_capacity_leaks_the_future_through_second_choices_alone():
+def test_capacity_leaks_the_future_through_second_choices_only():
     layer = {"dim": 8, "expert_dim": 8, "n_experts": 4, "dispatch": "capacity", "capacity_factor": 0.6}
-    assert any(changes_the_past(MoE(**layer, top_k=2)) for _ in range(5))
-    assert not any(changes_the_past(MoE(**layer, top_k=1, normalize=False)) for _ in range(5))
+    assert any(leaks_the_future(MoE(**layer, top_k=2)) for _ in range(5))
+    assert not any(leaks_the_future(MoE(**layer, top_k=1, normalize=False)) for _ in range(5))
 
 
-def test_experts_that_choose_take_equally_many():
+def test_expert_choice_has_equal_loads():
     logits = torch.randn(30, 4)
     routing = expert_choice(logits, 2)
     assert routing.counts_E.tolist() == [15] * 4  # T * K / E
     scores = logits.softmax(1)
     for expert in range(4):
-        taken = routing.weights_TK[:, expert] > 0
-        assert scores[taken, expert].min() > scores[~taken, expert].max()
-        torch.testing.assert_close(routing.weights_TK[taken, expert], scores[taken, expert])
+        chosen = routing.weights_TK[:, expert] > 0
+        assert scores[chosen, expert].min() > scores[~chosen, expert].max()
+        torch.testing.assert_close(routing.weights_TK[chosen, expert], scores[chosen, expert])
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 30])
-def test_expert_choice_by_places_equals_the_oracle(tokens):
+def test_expert_choice_by_capacity_equals_the_oracle(tokens):
     moe = MoE(8, 8, 4, 2, score="softmax", choice="expert")
     x = torch.randn(tokens, 8)
     y, _ = moe(x)
@@ -129,15 +129,15 @@ def test_expert_choice_by_places_equals_the_oracle(tokens):
     torch.testing.assert_close(y, moe(x)[0])
 
 
-def test_experts_choose_no_padding():
+def test_expert_choice_skips_padding():
     moe = MoE(8, 8, 4, 2, score="softmax", choice="expert")
-    mask = torch.arange(20) < 3  # fewer real tokens than each expert wants
+    mask = torch.arange(20) < 3  # fewer real tokens than each expert's share
     y, routing = moe(torch.randn(20, 8), mask)
     assert routing.counts_E.tolist() == [3] * 4
     assert y[3:].abs().max() == 0
 
 
-def pair_by_pair(moe, x, capacity):
+def gshard_pair_by_pair(moe, x, capacity):
     """GShard's rule, pair by pair: all first choices, then all second ones."""
     routing = moe.gate(x)
     taken = [0] * len(routing.counts_E)
@@ -153,18 +153,18 @@ def pair_by_pair(moe, x, capacity):
 
 
 @pytest.mark.parametrize("factor", [0.1, 0.5, 1.0, 1.5])
-def test_capacity_drops_by_slot_and_then_by_place(factor):
+def test_capacity_is_filled_by_pick_and_then_by_token(factor):
     moe = MoE(8, 8, 4, 2, n_shared=0, dispatch="capacity", capacity_factor=factor)
     x = torch.randn(20, 8)
     y, _ = moe(x)
     torch.testing.assert_close(
-        y, pair_by_pair(moe, x, expert_capacity(20, 4, 2, factor)), rtol=1e-4, atol=1e-6
+        y, gshard_pair_by_pair(moe, x, expert_capacity(20, 4, 2, factor)), rtol=1e-4, atol=1e-6
     )
 
 
-def test_a_dropped_token_gets_the_shared_expert_alone():
-    moe = MoE(8, 8, 4, 1, normalize=False, dispatch="capacity", capacity_factor=0.4)  # one place each
-    moe.gate.e_score_correction_bias[0] = 10  # all want expert 0
+def test_a_dropped_token_gets_the_shared_expert_only():
+    moe = MoE(8, 8, 4, 1, normalize=False, dispatch="capacity", capacity_factor=0.4)  # capacity 1
+    moe.gate.e_score_correction_bias[0] = 10  # all pick expert 0
     x = torch.randn(10, 8)
     y, _ = moe(x)
     torch.testing.assert_close(y[1:], moe.shared_experts(x[1:]))
@@ -193,6 +193,6 @@ def test_a_dropped_token_gets_the_shared_expert_alone():
         (lambda: MoE(8, 8, 4, 2).experts(torch.randn(3, 8), route(torch.randn(3, 4), 2), "capacity"), "None"),
     ],
 )
-def test_bad_layers_are_refused_with_their_numbers(build, message):
+def test_invalid_arguments_are_rejected(build, message):
     with pytest.raises(ValueError, match=message):
         build()

@@ -1,4 +1,4 @@
-"""Our layer against the published ones as transformers has them: values and every gradient."""
+"""The layer against those of published models in transformers: values and every gradient."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ DIM, WIDTH = 16, 8
 
 
 def filled(block):
-    """The block with random weights (it comes empty), computing in plain PyTorch."""
+    """The block (which comes without values) with random weights, computing in plain PyTorch."""
     block.experts.config._experts_implementation = "eager"
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -24,7 +24,7 @@ def filled(block):
 
 
 def deepseek_v3(n_shared=1, normalize=True):
-    # K / M = 4 / 2: with two a group the paper's sum of the K / M best is transformers' sum of the two best.
+    # K / M = 4 / 2: the paper's sum of the K / M best scores per group is transformers' sum of the two best.
     config = transformers.DeepseekV3Config(
         hidden_size=DIM,
         moe_intermediate_size=WIDTH,
@@ -37,7 +37,7 @@ def deepseek_v3(n_shared=1, normalize=True):
         routed_scaling_factor=2.5,
     )
     block = filled(DeepseekV3MoE(config))
-    # As large as the scores, of both signs: some picked scores are negative then, and a mask of 0 would win.
+    # As large as the scores and mostly negative: some picked scores are negative, and a mask of 0 would win.
     block.gate.e_score_correction_bias.copy_(torch.linspace(-1.7, 0.05, 16)[torch.randperm(16)])
     ours = {"normalize": normalize, "scale": 2.5, "n_groups": 4, "top_groups": 2, "n_shared": n_shared}
     return block, MoE(DIM, WIDTH, 16, 4, **ours)
@@ -75,11 +75,11 @@ def olmoe(normalize):
 PAIRS = {
     "deepseek_v3": deepseek_v3,
     "deepseek_v3, two shared": lambda: deepseek_v3(n_shared=2),
-    "deepseek_v3, not normalised": lambda: deepseek_v3(normalize=False),
+    "deepseek_v3, not normalized": lambda: deepseek_v3(normalize=False),
     "mixtral": mixtral,
-    "qwen3_moe, normalised": lambda: qwen3(True),
+    "qwen3_moe, normalized": lambda: qwen3(True),
     "qwen3_moe": lambda: qwen3(False),
-    "olmoe, normalised": lambda: olmoe(True),
+    "olmoe, normalized": lambda: olmoe(True),
     "olmoe": lambda: olmoe(False),
 }
 
@@ -108,7 +108,7 @@ def test_published_layers_compute_the_same(pair, dispatch, seed, shape):
     expected, actual = run(theirs, x, upstream), run(ours, x, upstream)
     assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
-        if tensor is None:  # theirs leaves out experts that have no token; ours are zero
+        if tensor is None:  # theirs has none for experts without tokens; ours are zero
             tensor = torch.zeros_like(actual[name])
         scale = tensor.abs().max().item()
         torch.testing.assert_close(
@@ -116,8 +116,8 @@ def test_published_layers_compute_the_same(pair, dispatch, seed, shape):
         )
 
 
-def test_the_bias_and_the_groups_decide_something():
-    """Else the comparison above would hold without them."""
+def test_bias_and_groups_have_an_effect():
+    """Otherwise the comparison above would hold without them."""
     theirs, ours = deepseek_v3()
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(64, DIM)

@@ -13,12 +13,12 @@ def parameters(moe, part=""):
 
 
 def full(name, **changes):
-    with torch.device("meta"):  # shapes alone; DeepSeek-V3's layer would take 45 GB
+    with torch.device("meta"):  # shapes only; DeepSeek-V3's layer would take 45 GB
         return preset(name, **changes)
 
 
-def described(moe):
-    """All that decides what a layer computes, beside its weights."""
+def description(moe):
+    """All that determines what a layer computes, except its weights."""
     gate = ("top_k", "score", "normalize", "scale", "n_groups", "top_groups", "choice", "jitter")
     shapes = {name: tuple(tensor.shape) for name, tensor in moe.state_dict().items()}
     return shapes | {name: getattr(moe.gate, name) for name in gate} | {"dispatch": moe.dispatch}
@@ -53,22 +53,22 @@ def test_parameters_add_up_to_the_published_totals(name, layers, billions, rest)
 
 @pytest.mark.parametrize(
     ("name", "layers", "billions", "rest"),
-    # GShard: every other of 36 layers; the paper's 600B is rounded.
+    # GShard: every second of 36 layers; the paper's 600B is rounded.
     [("switch-base-128", 12, 7.4, 0.17), ("gshard-600b", 18, 618, 0)],
 )
-def test_with_two_matrices_for_three_so_do_the_older_ones(name, layers, billions, rest):
+def test_so_do_older_models_with_two_matrices_per_expert(name, layers, billions, rest):
     assert layers * parameters(full(name), "experts") * 2 / 3 / 1e9 == pytest.approx(
         billions - rest, rel=0.005
     )
 
 
-def test_the_numbers_of_the_experts_alone():
+def test_parameters_of_the_experts_only():
     assert 32 * parameters(full("mixtral-8x7b"), "experts") == 45_097_156_608
     assert parameters(full("deepseek-v3"), "experts") == 256 * 3 * 7168 * 2048
     assert parameters(full("deepseekmoe-16b"), "shared") == 2 * 3 * 2048 * 1408
 
 
-def test_changes_take_precedence_and_presets_stay_as_they_are():
+def test_changes_take_precedence_and_presets_are_immutable():
     moe = preset("deepseek-v3", dim=8, expert_dim=4, n_groups=4, top_groups=4, dispatch="loop")
     assert (moe.gate.n_groups, moe.gate.top_groups, moe.dispatch) == (4, 4, "loop")
     assert PRESETS["deepseek-v3"]["n_groups"] == 8
@@ -76,20 +76,19 @@ def test_changes_take_precedence_and_presets_stay_as_they_are():
         PRESETS["deepseek-v3"] = {}
 
 
-def test_gshard_has_2n_places_over_e():
+def test_gshard_has_a_capacity_of_2n_over_e():
     gshard = PRESETS["gshard-600b"]
     sizes = (gshard["n_experts"], gshard["top_k"], gshard["capacity_factor"])
     assert expert_capacity(4096, *sizes) == 2 * 4096 // 2048
 
 
-def test_unknown_names_are_answered_with_the_known_ones():
-    with pytest.raises(
-        ValueError, match=r"unknown preset 'mixtral'; choose from switch-base.*mixtral-8x7b"
-    ):
+def test_unknown_presets_are_rejected():
+    message = r"unknown preset 'mixtral'; choose from switch-base-128, .*mixtral-8x7b"
+    with pytest.raises(ValueError, match=message):
         preset("mixtral")
 
 
-# What the released config.json says where transformers' default says otherwise.
+# Values of the released config.json that differ from transformers' defaults.
 PUBLISHED = {
     "mixtral-8x7b": ("MixtralConfig", {}),
     "deepseek-v3": ("DeepseekV3Config", {}),
@@ -105,7 +104,7 @@ def test_transformers_configurations_describe_the_same_layer(name):
     config = getattr(transformers, kind)(**changes).to_dict()
     with torch.device("meta"):
         moe = moe_from_config(config)
-    assert described(moe) == described(full(name))
+    assert description(moe) == description(full(name))
 
 
 def test_configurations_of_other_releases():
@@ -118,11 +117,11 @@ def test_configurations_of_other_releases():
     deepseek |= {"num_experts_per_tok": 3, "intermediate_size": 99, "n_shared_experts": 2}
     ungrouped = {"n_group": 1, "topk_group": 1, "norm_topk_prob": False, "routed_scaling_factor": 2.8}
     expected = MoE(8, 4, 8, 3, n_shared=2, normalize=False, scale=2.8)
-    assert described(moe_from_config(deepseek | ungrouped)) == described(expected)
+    assert description(moe_from_config(deepseek | ungrouped)) == description(expected)
     qwen = {"model_type": "qwen3_moe", "hidden_size": 8, "moe_intermediate_size": 4, "num_experts_per_tok": 2}
-    for key in ("num_experts", "num_local_experts"):  # before and since transformers 5
+    for key in ("num_experts", "num_local_experts"):  # before and after transformers 5
         moe = moe_from_config(qwen | {key: 16}, dispatch="loop")
-        assert described(moe) == described(
+        assert description(moe) == description(
             MoE(8, 4, 16, 2, n_shared=0, score="softmax", normalize=False, dispatch="loop")
         )
 
@@ -137,7 +136,7 @@ def test_configurations_of_other_releases():
         ({"num_experts_per_tok": 4}, r"num_experts_per_tok \(4\) / topk_group \(4\) must be 2"),
     ],
 )
-def test_configurations_that_would_mislead_are_refused(changes, message):
+def test_unsupported_configurations_are_rejected(changes, message):
     config = {"model_type": "deepseek_v3", "hidden_size": 8, "moe_intermediate_size": 4}
     config |= {"n_routed_experts": 16, "num_experts_per_tok": 8, "n_group": 8, "topk_group": 4}
     moe_from_config(config)

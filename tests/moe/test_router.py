@@ -1,4 +1,4 @@
-"""Routing against numpy in float64, written from the papers' equations."""
+"""The router against numpy in float64, written from the papers' equations."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from minimoe.moe import Router, route
 
 
 def numpy_route(logits, top_k, score, normalize, scale, bias, n_groups, top_groups):
-    """V3's equations 13 to 16 and its group limit, one token at a time."""
+    """V3's equations 13 to 16 and its group limit, token by token."""
     logits = logits.astype(np.float64)
     if score == "softmax":
         scores = np.exp(logits - logits.max(-1, keepdims=True))
@@ -20,8 +20,8 @@ def numpy_route(logits, top_k, score, normalize, scale, bias, n_groups, top_grou
         choice = s + bias
         if top_groups is not None:
             groups = choice.reshape(n_groups, -1)
-            worth = [sum(sorted(group)[-(top_k // top_groups) :]) for group in groups]
-            for g in sorted(range(n_groups), key=worth.__getitem__)[: n_groups - top_groups]:
+            group_scores = [sum(sorted(group)[-(top_k // top_groups) :]) for group in groups]
+            for g in sorted(range(n_groups), key=group_scores.__getitem__)[: n_groups - top_groups]:
                 groups[g] = -np.inf
             choice = groups.reshape(-1)
         picked = sorted(range(len(s)), key=lambda e: -choice[e])[:top_k]
@@ -36,7 +36,7 @@ def numpy_route(logits, top_k, score, normalize, scale, bias, n_groups, top_grou
 @pytest.mark.parametrize(("n_groups", "top_groups"), [(1, None), (4, 2), (8, 4)])
 def test_route_equals_numpy(score, normalize, n_groups, top_groups):
     logits = torch.randn(200, 16)
-    bias = torch.randn(16) - 2  # mostly negative: a masked group must not come back as a zero
+    bias = torch.randn(16) - 2  # mostly negative: an excluded group must not win with a zero
     routing = route(
         logits, 4, score=score, normalize=normalize, scale=2.5, bias_E=bias,
         n_groups=n_groups, top_groups=top_groups,
@@ -49,7 +49,7 @@ def test_route_equals_numpy(score, normalize, n_groups, top_groups):
     np.testing.assert_array_equal(routing.counts_E.numpy(), np.bincount(ids.ravel(), minlength=16))
 
 
-def test_bias_chooses_but_never_weighs():
+def test_the_bias_affects_the_choice_only():
     logits = torch.randn(50, 8)
     bias = torch.zeros(8)
     bias[3] = 100.0
@@ -60,8 +60,8 @@ def test_bias_chooses_but_never_weighs():
     torch.testing.assert_close(routing.scores_TE, logits.sigmoid())
 
 
-def test_normalised_softmax_is_mixtrals_softmax_over_the_picked():
-    """Values and gradients: the softmax after the choice. Without normalisation it stays before it."""
+def test_normalized_softmax_is_mixtrals_softmax_over_the_picked():
+    """Values and gradients: the softmax is after the choice; without normalization, before it."""
     logits = torch.randn(50, 8, dtype=torch.float64, requires_grad=True)
     upstream = torch.randn(50, 2, dtype=torch.float64)
     after = route(logits, 2, normalize=True)
@@ -72,8 +72,8 @@ def test_normalised_softmax_is_mixtrals_softmax_over_the_picked():
     torch.testing.assert_close(route(logits, 2, normalize=False)[0], logits.softmax(1).topk(2).values)
 
 
-def test_a_fresh_gate_does_not_send_all_tokens_to_the_same_experts():
-    """One of zeros would: all scores tie."""
+def test_a_new_gate_does_not_send_all_tokens_to_the_same_experts():
+    """A gate of zeros would, because all scores tie."""
     counts = Router(32, 16, 2)(torch.randn(256, 32)).counts_E
     assert (counts > 0).all()
     assert counts.max() < 128
@@ -108,7 +108,7 @@ def test_gate_gradient_equals_float64_autograd(score):
     assert logits.grad.abs().max() > 1e-3
 
 
-def test_gate_computes_in_float32_under_autocast_and_for_bf16():
+def test_the_gate_computes_in_float32_under_autocast_and_for_bf16():
     router = Router(32, 16, 4)
     x = torch.randn(64, 32)
     exact = router(x)
@@ -120,7 +120,7 @@ def test_gate_computes_in_float32_under_autocast_and_for_bf16():
     assert router(x.bfloat16()).weights_TK.dtype == torch.float32
 
 
-def test_balance_bias_is_a_float32_buffer_and_not_a_parameter():
+def test_the_balancing_bias_is_a_float32_buffer_and_not_a_parameter():
     router = Router(8, 4, 2)
     assert "e_score_correction_bias" in router.state_dict()
     assert [name for name, _ in router.named_parameters()] == ["weight"]
@@ -146,6 +146,6 @@ def test_balance_bias_is_a_float32_buffer_and_not_a_parameter():
         ({"top_k": 2, "score": "relu"}, "softmax.*sigmoid.*relu"),
     ],
 )
-def test_impossible_routing_is_refused_with_its_numbers(arguments, message):
+def test_invalid_arguments_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         route(torch.randn(3, 8), **arguments)

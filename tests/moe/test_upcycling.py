@@ -1,4 +1,4 @@
-"""An upcycled layer computes what the dense layer computes, until training parts its copies."""
+"""An upcycled layer computes the same as the dense layer, until training makes its copies diverge."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ CASES = [
 
 
 def dense_layer(dtype=torch.float32):
-    """With weights so large that a slice more or less is seen."""
+    """With weights so large that a missing slice has a visible effect."""
     dense = SwiGLU(DIM, HIDDEN).to(dtype)
     with torch.no_grad():
         for parameter in dense.parameters():
@@ -31,7 +31,7 @@ def dense_layer(dtype=torch.float32):
     return dense
 
 
-def passed(layer, x, upstream):
+def forward_backward(layer, x, upstream):
     x = x.clone().requires_grad_()
     y = layer(x)
     y = y[0] if isinstance(y, tuple) else y
@@ -47,22 +47,24 @@ def test_equals_the_dense_layer(copies, top_copies, split, n_shared, dtype, disp
     moe = upcycle(dense, copies, top_copies=top_copies, split=split, n_shared=n_shared, dispatch=dispatch)
     x, upstream = torch.randn(2, 64, DIM, dtype=dtype)
     rounding = 4 * torch.finfo(dtype).eps
-    for actual, expected in zip(passed(moe, x, upstream), passed(dense, x, upstream), strict=True):
+    for actual, expected in zip(
+        forward_backward(moe, x, upstream), forward_backward(dense, x, upstream), strict=True
+    ):
         torch.testing.assert_close(
             actual, expected, rtol=rounding, atol=2 * rounding * expected.abs().max().item()
         )
 
 
 @pytest.mark.parametrize(("copies", "top_copies", "split", "n_shared"), CASES)
-def test_the_choice_takes_whole_copies(copies, top_copies, split, n_shared):
+def test_the_choice_is_of_whole_copies(copies, top_copies, split, n_shared):
     moe = upcycle(dense_layer(), copies, top_copies=top_copies, split=split, n_shared=n_shared)
     _, routing = moe(torch.randn(500, DIM))
     copies_TK = routing.ids_TK.sort().values // split  # expert = copy * split + slice
     copies_Tc = copies_TK[:, ::split]
     assert (copies_TK == copies_Tc.repeat_interleave(split, 1)).all()
-    assert len(routing.counts_E.nonzero()) == copies * split  # each has tokens
+    assert len(routing.counts_E.nonzero()) == copies * split  # each expert has tokens
     if top_copies < copies and top_copies > 1:
-        assert routing.weights_TK.std() > 1e-4  # and the copies do not all count the same
+        assert routing.weights_TK.std() > 1e-4  # copies have different weights
 
 
 def test_experts_are_slices_of_the_dense_layer():
@@ -78,7 +80,7 @@ def test_experts_are_slices_of_the_dense_layer():
             assert torch.equal(moe.experts.down_proj[expert], down_DW[:, rows])
 
 
-def test_training_parts_the_copies_and_their_routers():
+def test_copies_and_their_routers_diverge_in_training():
     moe = upcycle(dense_layer(), 4, top_copies=2, split=2)
     gate_cs = moe.gate.weight.view(4, 2, DIM)
     up_cs, down_cs = (p.view(4, 2, *p.shape[1:]) for p in (moe.experts.gate_up_proj, moe.experts.down_proj))
@@ -90,16 +92,16 @@ def test_training_parts_the_copies_and_their_routers():
     for weights_cs in (up_cs, down_cs):
         for copy in range(1, 4):
             assert (weights_cs[0] != weights_cs[copy]).any()
-    assert (gate_cs[:, 0] != gate_cs[:, 1]).any(-1).all()  # the slices of a copy go apart, too
+    assert (gate_cs[:, 0] != gate_cs[:, 1]).any(-1).all()  # slices of a copy diverge as well
 
 
-def test_one_copy_of_one_slice_teaches_the_gate_nothing():
+def test_one_copy_of_one_slice_gives_the_gate_no_gradient():
     moe = upcycle(dense_layer(), 4, top_copies=1)
     moe(torch.randn(64, DIM))[0].square().mean().backward()
     assert moe.gate.weight.grad.abs().max() == 0
 
 
-def test_the_dense_layer_stays_as_it_is():
+def test_the_dense_layer_is_not_changed():
     dense = dense_layer()
     before = [p.detach().clone() for p in dense.parameters()]
     moe = upcycle(dense, 2, split=2, n_shared=1)
@@ -110,14 +112,14 @@ def test_the_dense_layer_stays_as_it_is():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_dtype_is_the_dense_layers_and_all_learns(dtype):
+def test_dtype_is_the_dense_layers_and_all_parameters_are_trainable(dtype):
     moe = upcycle(dense_layer(dtype).requires_grad_(False), 2, n_shared=1)
     assert all(p.dtype == dtype and p.requires_grad for p in moe.parameters())
     assert moe.gate.e_score_correction_bias.dtype == torch.float32
     assert moe.gate.e_score_correction_bias.abs().max() == 0
 
 
-def test_on_the_device_of_the_dense_layer():
+def test_the_device_is_the_dense_layers():
     with torch.device("meta"):
         dense = SwiGLU(DIM, HIDDEN)
     assert {t.device.type for t in upcycle(dense, 2, n_shared=1).state_dict().values()} == {"meta"}
@@ -134,6 +136,6 @@ def test_on_the_device_of_the_dense_layer():
         ({"copies": 2, "split": 4, "n_shared": 3}, r"\(48\) must be divisible .*3 \+ 4 = 7"),
     ],
 )
-def test_what_cannot_be_is_refused_with_its_numbers(arguments, message):
+def test_invalid_arguments_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         upcycle(dense_layer(), **arguments)
