@@ -27,6 +27,13 @@ def require_close(what: str, actual: Tensor, expected: Tensor, tolerance: float)
         )
 
 
+def require_dense_size(name: str, actual: int, expected: int, columns: int) -> None:
+    """Compare a dense network's parameters with the MoE's, which they may exceed by the rounding of its width
+    (``cost.dense_width``): by less than 16 of its layers' columns, with three numbers each."""
+    if not 0 <= actual - expected < 3 * 16 * columns:
+        raise WrongResult(f"{name} has {actual:,} parameters, the MoE {expected:,}")
+
+
 def require_same_layer(
     what: str, fast: Layer, reference: Layer, x_TD: Tensor, inputs: Sequence[Tensor], dtype: str
 ) -> None:

@@ -10,21 +10,23 @@ memory is kept, as in training; otherwise ``grouped`` is a third slower if its r
 (``benchmarks/test_moe_layer.py``).
 """
 
-import itertools
 import json
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
 from rich.console import Console
 from rich.progress import track
 
+from minimoe.bench.layers import FORWARD, FORWARD_BACKWARD, FixedRouting, layer_task
 from minimoe.moe import Experts, route
-from minimoe.reporting.tables import rich_table
+from minimoe.reporting.tables import TextTable, print_table
 from minimoe.tools.allocator import keep_freed_memory
 from minimoe.tools.files import write_atomically
 from minimoe.tools.machine import describe_machine
-from minimoe.tools.timing import Task, interleaved_seconds
+from minimoe.tools.timing import interleaved_seconds
 
 RESULTS = Path("docs/results")
 TOKENS = (1, 16, 128, 1024, 4096)
@@ -33,29 +35,21 @@ WIDTHS = ((64, 32), (256, 128), (512, 128))  # D, H
 DTYPES = ("float32", "bfloat16")
 
 
-def grouped_over_loop(
-    tokens: int, experts: tuple[int, int], widths: tuple[int, int], backward: bool, dtype: str, device: str
-) -> float:
-    """Ratio of the median times of ``grouped`` and ``loop``."""
-    (n_experts, top_k), (dim, expert_dim) = experts, widths
-    layer = Experts(dim, expert_dim, n_experts).to(device, getattr(torch, dtype))
-    x = torch.randn(tokens, dim, device=device, dtype=getattr(torch, dtype))
-    upstream = torch.randn_like(x)
-    routing = route(torch.randn(tokens, n_experts, device=device), top_k)
+FIELDS = ("threads", "dtype", "backward", "dim", "expert_dim", "n_experts", "top_k", "tokens")
 
-    def task(dispatch: str) -> Task:
-        def run() -> None:
-            with torch.set_grad_enabled(backward):
-                y = layer(x, routing, dispatch)  # type: ignore[arg-type]
-            if backward:
-                layer.zero_grad()
-                y.backward(upstream)
 
-        return run
-
-    rounds = 5 if tokens * dim > 1e5 else 15
-    tasks = {name: task(name) for name in ("loop", "grouped")}
-    seconds = interleaved_seconds(tasks, torch.device(device), rounds=rounds)
+def grouped_over_loop(case: dict[str, Any], device: torch.device) -> float:
+    """Ratio of the median times of ``grouped`` and ``loop``, without the gradient of the input."""
+    T, D, E, dtype = case["tokens"], case["dim"], case["n_experts"], getattr(torch, case["dtype"])
+    experts = Experts(D, case["expert_dim"], E).to(device, dtype)
+    x_TD = torch.randn(T, D, device=device, dtype=dtype)
+    routing = route(torch.randn(T, E, device=device), case["top_k"])
+    layers = {name: FixedRouting(experts, routing, name) for name in ("loop", "grouped")}
+    tasks = {
+        name: layer_task(layer, x_TD, case["backward"], input_gradient=False)
+        for name, layer in layers.items()
+    }
+    seconds = interleaved_seconds(tasks, device, rounds=5 if T * D > 1e5 else 15)
     return seconds["grouped"] / seconds["loop"]
 
 
@@ -69,38 +63,28 @@ def main(device: str = "cpu", threads: tuple[int, ...] = (1, 2), out: Path | Non
     """
     keep_freed_memory()
     threads = threads if device == "cpu" else (torch.get_num_threads(),)
-    cases = list(itertools.product(threads, DTYPES, (False, True), WIDTHS, EXPERTS, TOKENS))
+    cases = list(product(threads, DTYPES, (False, True), WIDTHS, EXPERTS, TOKENS))
     records = []
     for n_threads, dtype, backward, widths, experts, tokens in track(cases, "measuring"):
         torch.set_num_threads(n_threads)
-        records.append(
-            {
-                "threads": n_threads,
-                "dtype": dtype,
-                "backward": backward,
-                "dim": widths[0],
-                "expert_dim": widths[1],
-                "n_experts": experts[0],
-                "top_k": experts[1],
-                "tokens": tokens,
-                "grouped_over_loop": grouped_over_loop(tokens, experts, widths, backward, dtype, device),
-            }
-        )
+        sizes = (n_threads, dtype, backward, *widths, *experts, tokens)
+        case: dict[str, Any] = dict(zip(FIELDS, sizes, strict=True))
+        records.append(case | {"grouped_over_loop": grouped_over_loop(case, torch.device(device))})
     data = {"machine": describe_machine(device), "found": records}
     out = out or (RESULTS if RESULTS.is_dir() else Path()) / f"crossover-{device}.json"
     write_atomically(out, json.dumps(data, indent=1) + "\n")
-    headings = ["threads, dtype, direction", "D, H", "E, K", *(f"T={tokens}" for tokens in TOKENS)]
-    table = rich_table("grouped's time over loop's", headings)
-    for i in range(0, len(records), len(TOKENS)):
-        first = records[i]
-        direction = "forward+backward" if first["backward"] else "forward"
-        table.add_row(
-            f"{first['threads']}, {first['dtype']}, {direction}",
-            f"{first['dim']}, {first['expert_dim']}",
-            f"{first['n_experts']}, {first['top_k']}",
-            *(f"{record['grouped_over_loop']:.2f}" for record in records[i : i + len(TOKENS)]),
-        )
-    Console(width=110).print(table)
+    columns = {
+        "threads, dtype, direction": "{threads}, {dtype}, {direction}",
+        "D, H": "{dim}, {expert_dim}",
+        "E, K": "{n_experts}, {top_k}",
+    } | {f"T={tokens}": f"{{ratios[{i}]:.2f}}" for i, tokens in enumerate(TOKENS)}
+    rows = []
+    for first in range(0, len(records), len(TOKENS)):
+        ratios = [record["grouped_over_loop"] for record in records[first : first + len(TOKENS)]]
+        direction = FORWARD_BACKWARD if records[first]["backward"] else FORWARD
+        rows.append(records[first] | {"direction": direction, "ratios": ratios})
+    table = TextTable.from_rows("dispatch-crossover", "grouped's time over loop's", columns, rows)
+    print_table(table, Console(width=110))
 
 
 if __name__ == "__main__":

@@ -11,20 +11,19 @@ Dimensions: T tokens, V vocabulary, D width.
 """
 
 import json
+import multiprocessing
 import resource
-import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 import tyro
 from torch import Tensor
 
+from minimoe.bench.distillation import LOSSES
 from minimoe.distill.checks import Kind
-from minimoe.distill.chunked_loss import chunked_kd_loss
-from minimoe.distill.losses import kd_loss
 from minimoe.reporting.tables import TextTable
 from minimoe.tools.files import write_atomically
 from minimoe.tools.machine import describe_machine
@@ -33,19 +32,7 @@ RESULTS = Path("docs/results")
 T, V, D_STUDENT, D_TEACHER = 4096, 32768, 256, 512
 KINDS: tuple[Kind, ...] = ("forward", "jsd")
 MB = 2**20
-Loss = Literal["plain", "chunked"]
 Records = dict[str, dict[str, dict[str, float]]]  # by divergence and loss
-
-
-def plain_kd_loss(
-    student_TD: Tensor,
-    student_VD: Tensor,
-    teacher_TD: Tensor,
-    teacher_VD: Tensor,
-    targets_T: Tensor,
-    **options: Any,
-) -> Tensor:
-    return kd_loss(student_TD @ student_VD.T, teacher_TD @ teacher_VD.T, targets_T, **options)
 
 
 def make_inputs(n_tokens: int, vocabulary: int) -> list[Tensor]:
@@ -64,10 +51,10 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def measure(loss: Loss, kind: Kind) -> dict[str, float]:
+def measure(loss: str, kind: Kind, threads: int = 1) -> dict[str, float]:
     """Peak (MB, beyond inputs and libraries), seconds and loss, of one call and its backward pass."""
-    function = chunked_kd_loss if loss == "chunked" else plain_kd_loss
-    inputs = make_inputs(T, V)
+    torch.set_num_threads(threads)
+    function, inputs = LOSSES[loss], make_inputs(T, V)
     function(*make_inputs(2, 8), kind=kind).backward()
     before, start = peak_bytes(), time.perf_counter()
     value = function(*inputs, kind=kind, alpha=0.5)
@@ -76,39 +63,34 @@ def measure(loss: Loss, kind: Kind) -> dict[str, float]:
     return {"peak_mb": (peak_bytes() - before) / MB, "seconds": seconds, "loss": value.item()}
 
 
-def measure_in_process(loss: Loss, kind: Kind, threads: int) -> dict[str, float]:
-    flags = ["--loss", loss, "--kind", kind, "--threads", str(threads)]
-    command = [sys.executable, "-m", "minimoe.bench.distill_memory", *flags]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return json.loads(done.stdout)
-
-
 def memory_table(records: Records) -> TextTable:
-    headings = ["divergence", "plain, MB", "chunked, MB", "ratio", "plain, s", "chunked, s"]
+    columns = {
+        "divergence": "{kind}",
+        "plain, MB": "{plain[peak_mb]:.0f}",
+        "chunked, MB": "{chunked[peak_mb]:.0f}",
+        "ratio": "{ratio:.3f}",
+        "plain, s": "{plain[seconds]:.1f}",
+        "chunked, s": "{chunked[seconds]:.1f}",
+    }
     rows = []
     for kind, losses in records.items():
-        plain, chunked = losses["plain"], losses["chunked"]
-        sizes = [plain["peak_mb"], chunked["peak_mb"]]
-        row = [f"{size:.0f}" for size in sizes] + [f"{sizes[1] / sizes[0]:.3f}"]
-        rows.append([kind, *row, f"{plain['seconds']:.1f}", f"{chunked['seconds']:.1f}"])
-    return TextTable("distill-memory", "", headings, rows)
+        ratio = losses["chunked"]["peak_mb"] / losses["plain"]["peak_mb"]
+        rows.append({"kind": kind, "ratio": ratio, **losses})
+    return TextTable.from_rows("distill-memory", "", columns, rows)
 
 
-def main(loss: Loss | None = None, kind: Kind = "forward", threads: int = 1, out: Path | None = None) -> None:
+def main(threads: int = 1, out: Path | None = None) -> None:
     """Measure both losses for all divergences.
 
     Args:
-        loss: measure only this loss, in this process, and print JSON.
-        kind: divergence to measure with --loss.
         threads: CPU threads.
         out: file of the record [default: distill-memory.json, in docs/results if that folder exists].
     """
     torch.set_num_threads(threads)
-    if loss is not None:
-        print(json.dumps(measure(loss, kind)))
-        return
-    losses: tuple[Loss, ...] = ("plain", "chunked")
-    records: Records = {k: {loss: measure_in_process(loss, k, threads) for loss in losses} for k in KINDS}
+    records: Records = {kind: {} for kind in KINDS}
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:  # a process per task
+        for kind, loss in product(KINDS, LOSSES):
+            records[kind][loss] = pool.apply(measure, (loss, kind, threads))
     about = {"tokens": T, "vocabulary": V, "widths": [D_STUDENT, D_TEACHER], "dtype": "float32", "alpha": 0.5}
     data = about | {"machine": describe_machine("cpu"), "found": records}
     out = out or (RESULTS if RESULTS.is_dir() else Path()) / "distill-memory.json"

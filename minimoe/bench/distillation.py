@@ -5,16 +5,22 @@ Dimensions: B batch, T tokens, V vocabulary, D width.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minimoe.bench.case import BuiltCase, Case, Work
 from minimoe.bench.checks import require_close
-from minimoe.bench.models import default_corpus, make_model, require_same_loss, step_work, training_config
+from minimoe.bench.models import (
+    Text,
+    default_corpus,
+    make_model,
+    require_same_loss,
+    step_work,
+    training_config,
+)
 from minimoe.cost import flops_per_token, parameters
-from minimoe.data.corpus import Corpus
 from minimoe.distill.chunked_loss import chunked_kd_loss
 from minimoe.distill.config import DistillConfig
 from minimoe.distill.losses import kd_loss
@@ -28,9 +34,13 @@ LABELS, TEACHER_LOGITS = "labels", "teacher logits"
 
 
 def build_distill_step(
-    case: Case, device: torch.device, *, student: ModelConfig, teacher: ModelConfig,
-    corpus: Callable[[], Corpus] = default_corpus,
-) -> BuiltCase:  # fmt: skip
+    case: Case,
+    device: torch.device,
+    *,
+    student: ModelConfig,
+    teacher: ModelConfig,
+    corpus: Text = default_corpus,
+) -> BuiltCase:
     """A student's step on its teacher's logits, the teacher's forward pass included, and one on labels."""
 
     def trainer(config: DistillConfig, teacher: LogitTeacher | None) -> DistillationTrainer:
@@ -52,21 +62,27 @@ def build_distill_step(
     return BuiltCase(check, tasks, {LABELS: step, TEACHER_LOGITS: with_teacher})
 
 
+def plain_kd_loss(
+    student_TD: Tensor, student_VD: Tensor, teacher_TD: Tensor, teacher_VD: Tensor, *args: Any, **options: Any
+) -> Tensor:
+    """The loss that ``chunked_kd_loss`` computes, from all logits at once."""
+    return kd_loss(student_TD @ student_VD.T, teacher_TD @ teacher_VD.T, *args, **options)
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {"plain": plain_kd_loss, "chunked": chunked_kd_loss}
+
+
 class _Loss(nn.Module):
     """A distillation loss on hidden states, with the heads of student and teacher as its weights."""
 
-    def __init__(self, head_VD: Tensor, teacher_VD: Tensor, chunked: bool) -> None:
+    def __init__(self, loss: Callable[..., Tensor], head_VD: Tensor, teacher_VD: Tensor) -> None:
         super().__init__()
-        self.head_VD = nn.Parameter(head_VD.clone())
-        self.teacher_VD: Tensor
-        self.register_buffer("teacher_VD", teacher_VD)
-        self.chunked = chunked
+        self.loss = loss
+        self.head_VD, self.teacher_VD = nn.Parameter(head_VD.clone()), nn.Buffer(teacher_VD)
 
     def forward(self, hidden_TD: Tensor) -> Tensor:
-        heads = self.head_VD, self.teacher_VD
-        if self.chunked:  # the teacher's hidden states are the student's, so that there is a single input
-            return chunked_kd_loss(hidden_TD, heads[0], hidden_TD.detach(), heads[1])
-        return kd_loss(F.linear(hidden_TD, heads[0]), F.linear(hidden_TD.detach(), heads[1]))
+        """The teacher's hidden states are the student's, so that there is a single input."""
+        return self.loss(hidden_TD, self.head_VD, hidden_TD.detach(), self.teacher_VD)
 
 
 def build_chunked_loss(case: Case, device: torch.device) -> BuiltCase:
@@ -75,7 +91,7 @@ def build_chunked_loss(case: Case, device: torch.device) -> BuiltCase:
     T, V, D = (case.shape[letter] for letter in "TVD")
     head_VD, teacher_VD = torch.randn(2, V, D, device=device)
     hidden_TD = (torch.randn(T, D, device=device) * D**-0.5).requires_grad_()
-    losses = {"plain": _Loss(head_VD, teacher_VD, False), "chunked": _Loss(head_VD, teacher_VD, True)}
+    losses = {name: _Loss(loss, head_VD, teacher_VD) for name, loss in LOSSES.items()}
 
     def gradients(loss: _Loss) -> list[Tensor]:
         value = loss(hidden_TD)

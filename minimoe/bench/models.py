@@ -4,7 +4,7 @@ Dimensions: B batch, L sequence length, T = B*L tokens of a step (in generation,
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from minimoe.bench.case import BuiltCase, Case, Work, WrongResult
-from minimoe.bench.checks import require_close
-from minimoe.bench.layers import DENSE_ACTIVE, DENSE_TOTAL, MOE
+from minimoe.bench.checks import require_close, require_dense_size
+from minimoe.bench.layers import DENSE_ACTIVE, DENSE_TOTAL, MOE, n_parameters
 from minimoe.cost import expected_active_experts, flops_per_token, parameters
 from minimoe.data.corpus import Corpus, load_corpus
 from minimoe.experiments.presets import COMPARABLE
@@ -27,6 +27,8 @@ from minimoe.training.trainer import Trainer
 
 Configs = Mapping[str, ModelConfig]
 
+Text = Callable[[], Corpus]
+
 PROMPT = 16  # tokens
 
 WEIGHT_ACCESSES = 12  # reads and writes per weight per step: weights twice, gradients, moments, average
@@ -35,12 +37,7 @@ default_corpus = functools.cache(load_corpus)
 
 
 def build_train_step(
-    case: Case,
-    device: torch.device,
-    *,
-    configs: Configs,
-    max_loss_gap: float,
-    corpus: Callable[[], Corpus] = default_corpus,
+    case: Case, device: torch.device, *, configs: Configs, max_loss_gap: float, corpus: Text = default_corpus
 ) -> BuiltCase:
     """One optimizer step of each model on the same batches.
 
@@ -48,13 +45,11 @@ def build_train_step(
         max_loss_gap: largest difference of the first losses, in nats, of models that compute nearly the same.
     """
     training = training_config(case)
-    trainers = {
-        name: Trainer(make_model(config, device), corpus(), training, str(device))
-        for name, config in configs.items()
-    }
+    models = {name: make_model(config, device) for name, config in configs.items()}
+    trainers = {name: Trainer(model, corpus(), training, str(device)) for name, model in models.items()}
 
     def check() -> None:
-        require_parameters(trainers, configs)
+        require_parameters(models, configs)
         require_same_loss(trainers, case.baseline, max_loss_gap)
 
     tasks: dict[str, Task] = {name: trainer.train_step for name, trainer in trainers.items()}
@@ -74,12 +69,8 @@ def build_generation(case: Case, device: torch.device, *, configs: Configs) -> B
                 raise WrongResult(f"{name} generates different tokens with and without its KV cache")
 
     tasks = {name: partial(generate, model, prompt_BL, new, temperature=0) for name, model in models.items()}
-    work = {}
-    for name, config in configs.items():
-        tokens = B * (PROMPT + new - 1)
-        weights = _weights_read(config, B * PROMPT) + (new - 1) * _weights_read(config, B)
-        work[name] = Work(tokens * flops_per_token(config, training=False), 4 * weights)
-    return BuiltCase(check, tasks, work)
+    passes = [B * PROMPT] + [B] * (new - 1)
+    return BuiltCase(check, tasks, {name: _forward_work(config, passes) for name, config in configs.items()})
 
 
 def build_forward_pass(case: Case, device: torch.device, *, configs: Configs) -> BuiltCase:
@@ -88,21 +79,17 @@ def build_forward_pass(case: Case, device: torch.device, *, configs: Configs) ->
     models = {name: make_model(config, device).eval() for name, config in configs.items()}
     tokens_BL = torch.randint(256, (B, L), device=device)
 
-    def forward(model: GPT) -> Tensor:
-        with torch.no_grad():
-            return model(tokens_BL)[0]
+    @torch.no_grad()
+    def forward(model: GPT, tokens_BL: Tensor) -> Tensor:
+        return model(tokens_BL)[0]
 
     def check() -> None:  # attention is causal: logits of the first half do not depend on the second
         for name, model in models.items():
-            with torch.no_grad():
-                half = model(tokens_BL[:, : L // 2])[0]
-            require_close(f"{name}, first half", forward(model)[:, : L // 2], half, 1e-4)
+            half, full = forward(model, tokens_BL[:, : L // 2]), forward(model, tokens_BL)
+            require_close(f"{name}, first half", full[:, : L // 2], half, 1e-4)
 
-    tasks = {name: partial(forward, model) for name, model in models.items()}
-    work = {
-        name: Work(B * L * flops_per_token(config, training=False), 4 * _weights_read(config, B * L))
-        for name, config in configs.items()
-    }
+    tasks = {name: partial(forward, model, tokens_BL) for name, model in models.items()}
+    work = {name: _forward_work(config, [B * L]) for name, config in configs.items()}
     memory = {name: bytes_held(model) for name, model in models.items()}
     return BuiltCase(check, tasks, work, lambda: memory)
 
@@ -116,18 +103,15 @@ def make_model(config: ModelConfig, device: torch.device) -> GPT:
     return GPT(config).to(device)
 
 
-def require_parameters(trainers: Mapping[str, Trainer], configs: Configs) -> None:
-    """Compare each model's parameters with its configuration's, and the dense models' with the MoE's; dense
-    ones may have more by rounding up their width."""
+def require_parameters(models: Mapping[str, GPT], configs: Configs) -> None:
+    """Compare each model's parameters with its configuration's, and the dense models' with the MoE's."""
     for name, config in configs.items():
-        actual = sum(p.numel() for p in trainers[name].model.parameters())
-        if actual != parameters(config):
+        if (actual := n_parameters(models[name])) != parameters(config):
             raise WrongResult(f"{name} has {actual:,} parameters, not {parameters(config):,}")
     for name, active in ((DENSE_ACTIVE, True), (DENSE_TOTAL, False)):
         if name in configs:
             config, expected = configs[name], parameters(configs[MOE], active=active)
-            if not 0 <= parameters(config) - expected < 48 * config.dim * config.n_layers:
-                raise WrongResult(f"{name} has {parameters(config):,} parameters, the MoE {expected:,}")
+            require_dense_size(name, parameters(config), expected, config.dim * config.n_layers)
 
 
 def require_same_loss(trainers: Mapping[str, Trainer], baseline: str, max_gap: float) -> None:
@@ -144,6 +128,12 @@ def require_same_loss(trainers: Mapping[str, Trainer], baseline: str, max_gap: f
 def step_work(config: ModelConfig, case: Case) -> Work:
     """FLOPs of all tokens, and traffic of all weights with their gradients and optimizer states."""
     return Work(case.shape["T"] * flops_per_token(config), 4 * WEIGHT_ACCESSES * parameters(config))
+
+
+def _forward_work(config: ModelConfig, passes: Sequence[int]) -> Work:
+    """FLOPs and weights read of forward passes over so many tokens each."""
+    flops = sum(passes) * flops_per_token(config, training=False)
+    return Work(flops, 4 * sum(_weights_read(config, tokens) for tokens in passes))
 
 
 def _weights_read(config: ModelConfig, tokens: int) -> float:
