@@ -7,3 +7,7 @@ class TrainingError(ValueError):
 
 class PeerFailure(Exception):
     """Another rank failed, and reports the cause."""
+
+
+class Interrupted(Exception):
+    """The user stopped the run, and a checkpoint was saved."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import Tensor
 
 from minimoe.data.corpus import Corpus
-from minimoe.distributed.errors import TrainingError
+from minimoe.distributed.errors import Interrupted, TrainingError
 from minimoe.distributed.strategy import SingleProcess
 from minimoe.models.gpt import GPT
 from minimoe.moe.load_statistics import statistics
@@ -28,10 +28,6 @@ from minimoe.training import checkpoint
 from minimoe.training.config import TrainConfig
 from minimoe.training.progress import Display, Silent
 from minimoe.training.trainer import Evaluation, Step, Trainer
-
-
-class Interrupted(Exception):
-    """The user stopped the run, and a checkpoint was saved."""
 
 
 def train(

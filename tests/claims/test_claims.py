@@ -233,7 +233,7 @@ def test_a_ledger_that_is_killed_resumes(tmp_path, four, capsys, monkeypatch):
     monkeypatch.setattr(ledger, "make_entry", dies)
     assert cli.main(["claims", "--out", str(out)]) == 130
     error = capsys.readouterr().err
-    assert "To go on: minimoe claims --out" in error
+    assert "To continue: minimoe claims --out" in error
     assert "--resume" in error
     assert cli.main(["claims", "--out", str(out)]) == 1
     assert "holds an interrupted run" in capsys.readouterr().err

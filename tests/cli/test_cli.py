@@ -1,13 +1,19 @@
 """The command line as a person meets it."""
 
+import dataclasses
+import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
 from minimoe.cli import main as cli
+from minimoe.cli import options
+from minimoe.cli.commands import load_command
+from minimoe.version import __version__
 
 
 def call(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -18,6 +24,11 @@ def call(capsys, *arguments: str) -> tuple[int, str, str]:
         status = end.code or 0
     captured = capsys.readouterr()
     return status, captured.out, captured.err
+
+
+def plain(text: str) -> str:
+    """Without tyro's frames (of dashes where the terminal is ASCII) and line breaks."""
+    return " ".join(re.sub("[│╭╮╰╯─]|-{9,}", " ", text).split())
 
 
 @pytest.fixture(scope="module")
@@ -78,41 +89,96 @@ def test_sample_writes_from_a_compared_model_and_repeats(compared, capsys):
         (["compare", "--seeds", "0"], "--seeds (0) must be at least 1"),
         (["compare", "--threads", "0"], "--threads (0) must be at least 1"),
         (["compare", "--steps", "0"], "steps (0) must be at least 1"),
-        (["compare", "--seeds", "many"], "invalid literal for int"),
-        (["compare", "--seeeds", "3"], "perhaps you meant --seeds"),
-        (["sample", "--seeds", "3"], "(applied to minimoe sample); see minimoe --help"),
-        (["compare", "--preset", "huge"], "invalid choice 'huge'"),
         (["compare", "--device", "tpu"], "there is no device 'tpu' here"),
         (["compare", "--data", "nowhere"], "'nowhere' is neither a folder nor known text"),
-        (["train", "--model.n-experts", "8", "--model.top-k", "9"], "top_k (9) must be between 1 and n_ex"),
-        (["train", "--train.lr", "-1"], "lr (-1.0)"),
         (["train", "--model.context", "100000"], "a sequence needs context + 1 (100001)"),
         (["train", "--model.vocab-size", "10"], "vocab_size (10) must be at least 256"),
         (["train", "--out", __file__], "is a file; --out must be a folder"),
         (["sample", "--run", "nowhere"], "nowhere holds no checkpoint; train one with"),
         (["sample", "--top-p", "2"], "top_p (2.0)"),
         (["sample", "--prompt", ""], "--prompt is empty"),
-        ([], "Expected one of"),
     ],
 )
-def test_mistakes_end_in_one_line_with_a_remedy(capsys, tmp_path, monkeypatch, arguments, message):
+def test_errors_end_in_one_line_with_a_remedy(capsys, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     status, _, error = call(capsys, *arguments)
-    assert status in (1, 2)
+    assert status == 1
     assert message in error
     assert error.startswith("minimoe: error: ")
     assert len(error.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())  # and nothing was begun
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compare", "--seeds", "many"], "--seeds: invalid literal for int"),
+        (["compare", "--seeeds", "3"], "Unrecognized options: --seeeds, 3 Perhaps you meant: --seeds"),
+        (["sample", "--seeds", "3"], "Perhaps you meant: --seed INT"),
+        (["compare", "--preset", "huge"], "invalid choice 'huge' for argument '--preset'. Expected one of"),
+        (["train", "--model.n-experts", "8", "--model.top-k", "9"], "model: top_k (9) must be between 1 and"),
+        (["train", "--train.lr", "-1"], "train: lr (-1.0) and clip (1.0) must be above 0"),
+        (["experiment"], "Missing from minimoe experiment"),
+        (["comprae"], "there is no command 'comprae'; did you mean compare?"),
+        (["--seeds", "3"], "there is no command '--seeds'; choose one of compare, "),
+    ],
+)
+def test_wrong_flags_are_named_with_a_remedy(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    status, _, error = call(capsys, *arguments)
+    assert status == 2
+    assert message in plain(error)
+    if arguments[0] in cli.COMMANDS:
+        assert f"minimoe {arguments[0]} --help" in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_the_overview_has_every_command_and_where_to_start(capsys, arguments):
+    status, text, error = call(capsys, *arguments)
+    assert (status, error) == (0, "")
+    lines = text.splitlines()
+    for name in cli.COMMANDS:
+        assert [line for line in lines if line.startswith(f"  {name} ")], name
+    assert "Start with: minimoe compare" in text
+    assert "tutorials" in text
+    assert max(map(len, lines)) <= 90
+
+
+def test_the_version(capsys):
+    assert call(capsys, "--version") == (0, f"minimoe {__version__}\n", "")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--version"], ["nonsense"]])
+def test_what_needs_no_command_loads_no_torch(arguments):
+    program = f"import sys; from minimoe.cli.main import main; main({arguments}); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "minimoe.cli.main" in done.stdout.split()
+    assert not {"torch", "tyro", "rich", "matplotlib"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
+def test_a_shared_flag_means_the_same_in_every_command(name):
+    """A command may redeclare the default and the help text of one that it inherits, but not its name."""
+    classes = [value for value in vars(options).values() if isinstance(value, type)]
+    owners = {name: base for base in classes for name in inspect.get_annotations(base)}
+    assert set(owners) == {
+        "seeds", "data", "device", "threads", "out", "resume", "overwrite", "json", "debug"
+    }  # fmt: skip
+    command = load_command(name)
+    for field in dataclasses.fields(command):
+        assert issubclass(command, owners.get(field.name, object)), field.name
+    assert issubclass(command, options.DebugOption)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_one_line_on_any_terminal(encoding):
-    """tyro draws its box by what the terminal can show."""
-    program = [sys.executable, "-m", "minimoe", "compare", "--seeeds", "3"]
+def test_messages_on_any_terminal(encoding):
+    program = [sys.executable, "-m", "minimoe", "cost", "--prise", "3"]
     environment = os.environ | {"PYTHONIOENCODING": encoding}
     done = subprocess.run(program, capture_output=True, text=True, env=environment)
-    expected = "minimoe: error: Unrecognized options: --seeeds, 3; perhaps you meant --seeds"
-    assert (done.returncode, done.stderr.strip()) == (2, expected)
+    assert done.returncode == 2
+    assert "Unrecognized options: --prise, 3" in done.stderr
+    assert "--price" in done.stderr
 
 
 def test_a_reader_that_stops_early_is_no_error():
@@ -141,11 +207,13 @@ def test_debug_shows_the_traceback(tmp_path, monkeypatch):
         cli.main(["compare", "--seeds", "0", "--debug"])
 
 
-@pytest.mark.parametrize("command", ["", "compare", "train", "sample"])
+@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
 def test_help_explains_every_flag(capsys, command):
-    status, text, _ = call(capsys, *command.split(), "--help")
+    status, text, _ = call(capsys, command, "--help")
     assert status == 0
-    assert "usage: minimoe" in text
+    assert f"usage: minimoe {command}" in text
+    words = plain(text)
+    assert "show the traceback of an error" in words
     if command == "train":
-        assert "routed experts a layer" in text
-        assert "peak learning rate" in text
+        assert "routed experts" in words
+        assert "peak learning rate" in words

@@ -801,7 +801,7 @@ def test_ctrl_c_in_one_stops_all_at_the_same_step(text, tmp_path, straight):
     arguments = flags(text, out, 12, "--expert-parallel", "2")
     found = torchrun(command_until, 4, tmp_path / "jobs", "update", 2, signal.SIGINT, arguments)
     assert [status for status, _ in found] == [130] * 4
-    assert "everything is saved. To go on: the same torchrun, with -m minimoe train" in found[0][1]
+    assert "everything is saved. To continue: the same torchrun, with -m minimoe train" in found[0][1]
     assert "--resume" in found[0][1]
     assert [said for _, said in found[1:]] == [""] * 3
     assert checkpoint.latest(out / "checkpoints").name == f"step-{STOP:08d}"
@@ -947,7 +947,7 @@ def test_torchrun_starts_train_alone(monkeypatch, tmp_path, name):
     monkeypatch.chdir(tmp_path)
     status, said = command(name)
     assert status == 1
-    assert "torchrun starts several processes, and of the commands only train" in said
+    assert "torchrun starts several processes, which only the command train supports" in said
     assert not list(tmp_path.iterdir())
 
 

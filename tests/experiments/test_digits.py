@@ -427,12 +427,12 @@ def test_the_figure_shows_the_teachers_probabilities(teachers):
 def test_the_command(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "digits", partial(digits, teacher_steps=20, steps=5))
     out = tmp_path / "digits.json"
-    assert cli.main(["digits", "--seeds", "2", "--out", str(out), "--seed", "3"]) == 0
+    assert cli.main(["digits", "--seeds", "2", "--json", str(out), "--seed", "3"]) == 0
     assert "labels alone" in capsys.readouterr().out
     data = json.loads(out.read_text())
     assert (data["seeds"], data["seed"], len(DIGITS.tables(data))) == (2, 3, 3)
     assert out.with_suffix(".png").stat().st_size > 10_000
     assert cli.main(["digits", "--seeds", "0"]) == 1
     assert "--seeds (0) must be at least 1" in capsys.readouterr().err
-    assert cli.main(["digits", "--out", str(tmp_path / "no" / "digits.json")]) == 1
+    assert cli.main(["digits", "--json", str(tmp_path / "no" / "digits.json")]) == 1
     assert "create it first" in capsys.readouterr().err

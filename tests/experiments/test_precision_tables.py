@@ -118,11 +118,11 @@ def test_the_command_prints_and_writes_them(capsys, monkeypatch, tmp_path):
     )
     monkeypatch.setattr(command, "NAMES", ("small",))
     monkeypatch.setattr(command, "EXPERIMENTS", {"small": small})
-    assert cli.main(["precision", "--out", str(tmp_path / "tables.json"), "--seed", "3"]) == 0
+    assert cli.main(["precision", "--json", str(tmp_path / "tables.json"), "--seed", "3"]) == 0
     assert "Signal to noise in dB" in capsys.readouterr().out
     data = json.loads((tmp_path / "tables.json").read_text())
     assert [table["name"] for table in data["tables"]] == ["signal-to-noise", "rules-of-scale"]
     assert data["tables"][0]["rows"] == quantization_noise.tables(signal_to_noise(64, 3))[0].rows
     assert data["seed"] == 3
-    assert cli.main(["precision", "--out", str(tmp_path / "no" / "tables.json")]) == 1
+    assert cli.main(["precision", "--json", str(tmp_path / "no" / "tables.json")]) == 1
     assert "create it first" in capsys.readouterr().err

@@ -20,15 +20,16 @@ from minimoe.bench.runner import run_cases
 from minimoe.bench.suites import FULL, QUICK, Plan
 from minimoe.bench.suites import cases as suite_cases
 from minimoe.bench.summary import sentences, summarize
-from minimoe.cli.console import console, prepare
+from minimoe.cli.console import console
+from minimoe.cli.options import DebugOption, DeviceOptions, FolderOptions
+from minimoe.distributed.errors import Interrupted
 from minimoe.experiments.context import RunContext
 from minimoe.experiments.moe_vs_dense.experiment import MOE_VS_DENSE
 from minimoe.experiments.presets import PRESETS
 from minimoe.tools.allocator import keep_freed_memory
 from minimoe.tools.files import write_atomically
-from minimoe.tools.machine import describe_machine
-from minimoe.tools.run_dir import close_folder, open_folder
-from minimoe.training.loop import Interrupted
+from minimoe.tools.machine import describe_machine, pick_device
+from minimoe.tools.run_dir import close_folder
 from minimoe.training.progress import Terminal
 from minimoe.version import __version__
 
@@ -36,7 +37,7 @@ SIZES = ("dim", "expert_dim", "n_experts", "top_k", "tokens", "matmul")
 
 
 @dataclass(frozen=True)
-class Bench:
+class Bench(DebugOption, FolderOptions, DeviceOptions):
     """Measure whether MoE, FP8 or distillation is worth it on this machine, at your size.
 
     Results are compared before anything is timed. Prints a table and saves figures and bench.json.
@@ -62,14 +63,6 @@ class Bench:
     """auto: cuda if available"""
     threads: int = 1
     """CPU threads; with one, times vary least on a shared machine"""
-    out: Path | None = None
-    """folder for records and figures [default: runs/bench, or runs/bench-quick]"""
-    resume: bool = False
-    """resume the interrupted run in --out"""
-    overwrite: bool = False
-    """replace the run in --out"""
-    debug: bool = False
-    """show the traceback of an error"""
 
     def run(self) -> None:
         plan = self.plan()
@@ -89,12 +82,13 @@ class Bench:
             Interrupted: on Ctrl-C; finished measurements are kept.
         """
         auto = "cuda" if torch.cuda.is_available() else "cpu"
-        device = prepare(auto if self.device == "auto" else self.device, self.threads)
-        out = self.out or Path("runs") / ("bench-quick" if self.quick else "bench")
+        device = pick_device(auto if self.device == "auto" else self.device)
+        self.set_threads()
+        out = self.folder("bench", *(["quick"] if self.quick else []))
         keep_freed_memory()  # as training does
         settings = {"suite": self.suite, "plan": asdict(plan), "effort": asdict(effort), "device": device,
                     "threads": self.threads, "cases": [case.key for case in cases]}  # fmt: skip
-        open_folder(out, settings, resume=self.resume, overwrite=self.overwrite)
+        self.open_folder(out, settings)
         start = time.perf_counter()
         try:
             peaks, records = run_cases(cases, torch.device(device), effort, out, console)

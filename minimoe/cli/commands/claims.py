@@ -1,4 +1,4 @@
-"""The command ``minimoe claims``."""
+"""``minimoe claims``: the articles' claims, measured and judged on this machine."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,44 +13,28 @@ from minimoe.claims.html import write_page
 from minimoe.claims.ledger import Entry, predict_seconds, run
 from minimoe.claims.registry import choose
 from minimoe.claims.report import STYLES, duration, print_ledger
-from minimoe.cli.console import console, prepare
+from minimoe.cli.console import console
+from minimoe.cli.options import ExperimentOptions, JsonOption
 from minimoe.data.corpus import check_data
+from minimoe.distributed.errors import Interrupted
 from minimoe.experiments.context import RunContext
 from minimoe.reporting.progress import progress_bar
 from minimoe.tools.allocator import keep_freed_memory
-from minimoe.tools.files import write_json
-from minimoe.tools.run_dir import check_file, close_folder, open_folder
-from minimoe.training.loop import Interrupted
+from minimoe.tools.run_dir import close_folder
 
 MIN_SEEDS = 3
 
 
 @dataclass(frozen=True)
-class Claims:
+class Claims(ExperimentOptions, JsonOption):
     """Test the articles' claims on this machine: what was measured, the bound, the verdict, and a page."""
 
     ids: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """claims to test, by id (pi, half-the-space, …) [default: all]"""
     quick: bool = False
     """smaller sizes: all claims in under 5 minutes on 2 CPU cores, instead of half an hour or more"""
-    json: Path | None = None
-    """also write the ledger to this file: a list with one object per claim"""
     seeds: int = MIN_SEEDS
     """number of seeds of claims about training; at least 3"""
-    data: str = "default"
-    """default, article, all, names of domains joined by commas, or a folder of text files"""
-    device: str = "auto"
-    """auto, cpu, cuda or mps"""
-    threads: int | None = None
-    """CPU threads; None is one per core. If the machine is busy with other work, fewer are faster"""
-    out: Path | None = None
-    """folder for entries, figures, models and the page [default: runs/claims-…, by ids]"""
-    resume: bool = False
-    """resume the stopped ledger in --out"""
-    overwrite: bool = False
-    """replace the ledger in --out"""
-    debug: bool = False
-    """show the traceback of an error"""
 
     def run(self) -> None:
         claims = choose(list(self.ids))
@@ -58,10 +42,10 @@ class Claims:
             raise ValueError(
                 f"--seeds ({self.seeds}) must be at least {MIN_SEEDS}: claims about training need a spread"
             )
-        check_file("--json", self.json)
+        self.check_json()
         check_data(self.data)  # even if no claim reads it
-        out = self.out or Path("runs") / "-".join(["claims", *self.ids, *(["quick"] if self.quick else [])])
-        device = prepare(self.device, self.threads)
+        out = self.folder("claims", *self.ids, *(["quick"] if self.quick else []))
+        device = self.set_device()
         progress = progress_bar(console)
         bar = progress.add_task("")
         context = RunContext(
@@ -72,7 +56,7 @@ class Claims:
             context.check(() if claim.experiment is None else claim.experiment.jobs(context))
         settings = {"ids": [claim.id for claim in claims], "quick": self.quick, "seeds": self.seeds}
         settings |= {"data": self.data, "device": device}
-        open_folder(out, settings, resume=self.resume, overwrite=self.overwrite)
+        self.open_folder(out, settings)
         keep_freed_memory()
         with console.status("measuring the machine"):
             seconds = predict_seconds(claims, context)
@@ -118,8 +102,7 @@ class Claims:
             raise Interrupted from error
 
     def _write(self, entries: list[Entry], out: Path) -> None:
-        for path in filter(None, (out / "claims.json", self.json)):
-            write_json(path, entries)
+        self.write_json(entries, out / "claims.json")
         write_page(entries, out, out / "claims.html")
         close_folder(out)
         console.print()

@@ -1,26 +1,24 @@
 """``minimoe cost``: what a model costs, computed from its configuration."""
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from minimoe.cli.console import console
+from minimoe.cli.options import DebugOption, JsonOption
 from minimoe.cost.architecture import Architecture, from_config
 from minimoe.cost.estimate import estimate
 from minimoe.cost.published import PUBLISHED
 from minimoe.cost.report import print_costs
 from minimoe.models.config import ModelConfig
 from minimoe.tools import timing
-from minimoe.tools.files import write_json
-from minimoe.tools.run_dir import check_file
 
 OURS = "ours"
 
 
 @dataclass(frozen=True)
-class Cost:
+class Cost(DebugOption, JsonOption):
     """Compute what a model costs from its configuration: parameters, FLOPs, bytes, time, dollars."""
 
     model: Annotated[str, tyro.conf.Positional] = "deepseek-v3"
@@ -42,18 +40,12 @@ class Cost:
     """dollars per GPU-hour; 2 for DeepSeek-V3"""
     measure_peaks: bool = False
     """measure this machine's peaks and use them, instead of the accelerator's, for lower bounds on time"""
-    json: Path | None = None
-    """also write the figures to this file: an object, or with --compare-with a list of two"""
-    debug: bool = False
-    """show the traceback of an error"""
 
     def run(self) -> None:
-        check_file("--json", self.json)
+        self.check_json()
         estimates = self.estimates()
         print_costs(estimates, console)
-        if self.json is not None:
-            content = estimates if self.compare_with is not None else estimates[0]
-            write_json(self.json, content)
+        self.write_json(estimates if self.compare_with is not None else estimates[0])
 
     def estimates(self) -> list[dict[str, Any]]:
         """Cost estimates of the model and, with ``compare_with``, of the other."""

@@ -1,4 +1,4 @@
-"""The command ``minimoe distill``."""
+"""``minimoe distill``: distillation methods compared."""
 
 import dataclasses
 import time
@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from minimoe.cli.console import console, introduce, prepare
+from minimoe.cli.console import console, print_header
+from minimoe.cli.options import ExperimentOptions
 from minimoe.distill.checks import Kind
 from minimoe.distill.config import DistillConfig
 from minimoe.distill.shard_store import fingerprint
@@ -19,13 +20,13 @@ from minimoe.experiments.jobs import OnProgress
 from minimoe.reporting.progress import progress_bar
 from minimoe.tools.files import write_json
 from minimoe.tools.machine import describe_machine
-from minimoe.tools.run_dir import close_folder, open_folder
+from minimoe.tools.run_dir import close_folder
 from minimoe.training.checkpoint import load_model
 from minimoe.training.progress import Terminal
 
 
 @dataclass(frozen=True)
-class Distill:
+class Distill(ExperimentOptions):
     """Distill a large model into a small one by every method, on real text, and compare the students.
 
     Prints tables and saves distillation.png and distillation.json.
@@ -49,30 +50,13 @@ class Distill:
     """steps of the longer student without a teacher, relative to the others, to compare at equal FLOPs"""
     steps: int | None = None
     """training steps, in place of the preset's"""
-    seeds: int = 1
-    """number of seeds; more than one shows the spread"""
-    data: str = "default"
-    """default, article, all, names of domains joined by commas, or a folder of text files"""
-    device: str = "auto"
-    """auto, cpu, cuda or mps"""
-    threads: int | None = None
-    """CPU threads; None is one per core. If the machine is busy with other work, fewer are faster"""
-    out: Path | None = None
-    """folder for records, checkpoints, tables and figure [default: runs/distill-PRESET]"""
-    resume: bool = False
-    """resume the stopped run in --out"""
-    overwrite: bool = False
-    """replace the run in --out"""
-    debug: bool = False
-    """show the traceback of an error"""
 
     def run(self) -> None:
         if self.baseline_factor < 1:
             raise ValueError(f"--baseline-factor ({self.baseline_factor}) must be at least 1")
         setup = self._setup()
         methods = choose_methods(setup, self.methods, mixture=self.teacher is None)
-        out = self.out or Path("runs") / f"distill-{self.preset}"
-        device = prepare(self.device, self.threads)
+        out, device = self.folder("distill", self.preset), self.set_device()
         given = None
         if self.teacher is not None:
             model = load_model(self.teacher, device)
@@ -93,9 +77,9 @@ class Distill:
             "device": device,
             "teacher": "trained here" if given is None else given.fingerprint,
         }
-        open_folder(out, settings, resume=self.resume, overwrite=self.overwrite)
+        self.open_folder(out, settings)
         corpus = context.corpus
-        introduce(corpus, device)
+        print_header(corpus, device)
 
         start = time.perf_counter()
         run.train(context)

@@ -1,7 +1,4 @@
-"""The commands of ``minimoe``: compare, train, sample, precision (distill and digits: ``distill.commands``).
-
-Each dataclass is a command; its fields are the flags, the strings below them the help.
-"""
+"""``minimoe train``: one model, in one process or, started by torchrun, in several."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -10,7 +7,9 @@ from typing import Any
 
 import torch
 
-from minimoe.cli.console import console, introduce, load, prepare
+from minimoe.cli.console import console, print_header
+from minimoe.cli.options import DataOption, DebugOption, DeviceOptions, FolderOptions
+from minimoe.data.corpus import load_corpus
 from minimoe.distributed.elastic import (
     init_distributed,
     is_restart,
@@ -22,43 +21,29 @@ from minimoe.distributed.strategy import SingleProcess
 from minimoe.models.config import ModelConfig
 from minimoe.models.gpt import GPT
 from minimoe.moe.expert_parallel.row_format import DispatchDtype
-from minimoe.tools.run_dir import close_folder, holds_run, open_folder
+from minimoe.tools.run_dir import close_folder, holds_run
 from minimoe.training.config import TrainConfig
 from minimoe.training.loop import train
 from minimoe.training.progress import Terminal
 
 
 @dataclass(frozen=True)
-class Train:
-    """Train one model, dense (the default) or a mixture (--model.n-experts 32)."""
+class Train(DebugOption, FolderOptions, DeviceOptions, DataOption):
+    """Train one model, dense (the default) or MoE (--model.n-experts 32)."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
-    """the model's shape"""
-    train: TrainConfig = field(default_factory=TrainConfig)
-    """how to train it"""
-    data: str = "default"
-    """default, article, all, names of domains joined by commas, or a folder of text files"""
-    device: str = "auto"
-    """auto, cpu, cuda or mps"""
-    threads: int | None = None
-    """CPU threads; None is one a core. On a machine that is busy with something else, fewer are faster"""
-    out: Path = Path("runs/train")
-    """folder for records and checkpoints"""
     expert_parallel: int | None = None
-    """so many processes hold the experts of a layer between them; start them with torchrun"""
+    """number of processes that share the experts of each layer; start them with torchrun"""
     dispatch_dtype: DispatchDtype = "full"
-    """how tokens travel between processes: full, bf16, or fp8 (and results in bf16)"""
+    """format of tokens sent between processes: full, bf16, or fp8 (results in bf16)"""
     timeout: float = 300.0
-    """seconds to wait for a process that does not answer"""
-    resume: bool = False
-    """go on with the run that was stopped in --out"""
-    overwrite: bool = False
-    """replace the run in --out"""
-    debug: bool = False
-    """show the traceback of an error"""
+    """seconds to wait for an unresponsive process"""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """the model's configuration"""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """the training configuration"""
 
     def run(self) -> None:
-        device = prepare(self.device, self.threads)
+        device = self.set_device()
         with init_distributed(
             self.expert_parallel, self.dispatch_dtype, self.timeout, local_device(device)
         ) as strategy:
@@ -66,38 +51,41 @@ class Train:
             self._run(device, strategy)
 
     def _run(self, device: str, strategy: SingleProcess) -> None:
-        corpus = load(self.data)
+        out = self.folder("train")
+        with console.status("reading text"):
+            corpus = load_corpus(self.data)
         corpus.check(self.model.context, self.model.vocab_size)
-        wanted = {
+        settings: dict[str, Any] = {
             "model": dataclasses.asdict(self.model),
             "training": dataclasses.asdict(self.train),
             "data": self.data,
             "device": device,
         }
         if self.dispatch_dtype != "full":
-            wanted["dispatch_dtype"] = self.dispatch_dtype
+            settings["dispatch_dtype"] = self.dispatch_dtype
         if is_torchrun():
-            require_same_settings(
-                wanted | {"expert_parallel": self.expert_parallel, "text": corpus.fingerprint}
-            )
-        resume = strategy.run_on_rank0(lambda: self._open(wanted))
+            layout = {"expert_parallel": self.expert_parallel, "text": corpus.fingerprint}
+            require_same_settings(settings | layout)
+        resume = strategy.run_on_rank0(lambda: self._open(out, settings))
         if strategy.is_rank0:
-            introduce(corpus, device)
+            print_header(corpus, device)
         torch.manual_seed(self.train.seed)
         evaluations = train(
-            GPT(self.model), corpus, self.train, out=self.out, device=local_device(device),
+            GPT(self.model), corpus, self.train, out=out, device=local_device(device),
             resume=resume, display=Terminal(console) if strategy.is_rank0 else None, strategy=strategy,
         )  # fmt: skip
-        strategy.run_on_rank0(lambda: close_folder(self.out))
+        strategy.run_on_rank0(lambda: close_folder(out))
         if evaluations:
             last = evaluations[-1]
             domains = ", ".join(f"{name} {bits:.3f}" for name, bits in last.domains.items())
             console.print(f"\nvalidation bits per byte {last.bits_per_byte:.3f} ({domains})")
-        console.print(f"Try it: minimoe sample --run {self.out}", soft_wrap=True)
+        console.print(f"Try it: minimoe sample --run {out}", soft_wrap=True)
 
-    def _open(self, wanted: dict[str, Any]) -> bool:
-        """Claim the folder; whether to go on with what is in it. After a restart that goes without saying."""
-        again = is_restart() and holds_run(self.out)
-        resume = self.resume or again
-        open_folder(self.out, wanted, resume=resume, overwrite=self.overwrite and not again)
-        return resume
+    def _open(self, out: Path, settings: dict[str, Any]) -> bool:
+        """Claim the folder -> whether to resume, which a restart by torchrun always does."""
+        restarted = is_restart() and holds_run(out)
+        flags = dataclasses.replace(
+            self, resume=self.resume or restarted, overwrite=self.overwrite and not restarted
+        )
+        flags.open_folder(out, settings)
+        return flags.resume
