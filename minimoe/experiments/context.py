@@ -76,12 +76,17 @@ class RunContext:
             return self.folder / f"seed-{job.training.seed}" / job.label
         return self.folder / "trained" / job.name(self.corpus.fingerprint)
 
-    def train(self, jobs: Iterable[TrainingJob]) -> None:
-        """Run the jobs that are not finished. Raises ValueError if two jobs would share a folder."""
+    def train(self, jobs: Iterable[TrainingJob]) -> dict[str, list[TrainingJob]]:
+        """Run the jobs that are not finished; return all by label. Raises ValueError if two jobs would share
+        a folder."""
         folders = {job: self.job_folder(job) for job in jobs}
         if len(set(folders.values())) < len(folders):
             raise ValueError(f"labels of jobs must differ per seed: {[job.label for job in folders]}")
         train_jobs(folders, self.corpus, self.device, self.training_display)
+        by_label: dict[str, list[TrainingJob]] = {}
+        for job in folders:
+            by_label.setdefault(job.label, []).append(job)
+        return by_label
 
     def model(self, job: TrainingJob) -> GPT:
         """The job's trained model, in evaluation mode."""

@@ -26,11 +26,6 @@ def no_jobs(context: RunContext) -> Sequence[Job]:
     return ()
 
 
-def no_tables(detail: Detail) -> Sequence[TextTable]:
-    """For an experiment that needs no table besides its figures."""
-    return ()
-
-
 @dataclass(frozen=True)
 class Experiment:
     """One experiment. ``detail`` is plain data, so figures and tables can be made again from JSON."""
@@ -40,7 +35,7 @@ class Experiment:
     """draws ``Measured.detail`` on an empty figure"""
     jobs: Callable[[RunContext], Sequence[Job]] = no_jobs
     """what must be trained or sampled first; equal jobs run once and are shared"""
-    tables: Callable[[Detail], Sequence[TextTable]] = no_tables
+    tables: Callable[[Detail], Sequence[TextTable]] = lambda detail: ()
     seconds: tuple[float, float] = (0.0, 0.0)
     """predicted time besides the jobs, quick and full, on two cores of 70 GFLOP/s each"""
     units: Mapping[str, str] = field(default_factory=dict)

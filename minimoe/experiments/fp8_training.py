@@ -6,7 +6,8 @@ initial weights changed by one part in a million: the difference that chance alo
 """
 
 import statistics
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,6 @@ from minimoe.models.config import ModelConfig
 from minimoe.reporting.figures import BLUE, GRAY, GREEN, SKY_BLUE, VERMILLION
 from minimoe.reporting.statistics import describe_seeds, format_spread
 from minimoe.reporting.tables import TextTable
-from minimoe.training.config import TrainConfig
 
 STYLES: dict[str, dict[str, Any]] = {
     "float32": {"color": "black", "linestyle": "-", "marker": "o"},
@@ -41,82 +41,50 @@ MOE = replace(DENSE, n_layers=3, n_experts=16, top_k=2, expert_dim=128)
 Curves = dict[str, dict[str, list[list[float]]]]  # model, recipe, seed, evaluation
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is trained at one size."""
-
-    models: dict[str, ModelConfig]
-    recipes: tuple[str, ...]
-    training: TrainConfig
-    seeds: int
-
-
-def plan(context: RunContext) -> Plan:
-    training = replace(COMPARABLE, lr=2e-3, warmup=context.pick(10, 30), steps=context.pick(60, 200, 300))
+def all_jobs(context: RunContext) -> list[TrainingJob]:
+    """Labeled MODEL-RECIPE, one per seed; bf16 is autocast, as in usual mixed-precision training."""
+    steps = context.pick(60, 200, 300)
     if context.size == "long":
         models = {"dense": replace(DENSE, n_layers=3), "moe": MOE}
-        recipes = tuple(recipe for recipe in STYLES if recipe != "bf16")
-        return Plan(models, recipes, replace(training, eval_every=50), context.seeds)
-    # At least five seeds: V3's limit of 0.25 % is hardly more than the difference between seeds.
-    return Plan(
-        {"dense": context.pick(SMALL, DENSE)},
-        ("float32", "bf16", "deepseek-v3", "naive"),
-        replace(training, eval_every=training.steps // 10),
-        max(context.seeds, 5),
-    )
-
-
-def jobs_by_recipe(context: RunContext) -> dict[str, dict[str, list[TrainingJob]]]:
-    """Jobs by model and recipe, one per seed; bf16 is autocast, as in usual mixed-precision training."""
-    sizes = plan(context)
-    return {
-        name: {recipe: _jobs(f"{name}-{recipe}", model, recipe, sizes) for recipe in sizes.recipes}
-        for name, model in sizes.models.items()
-    }
-
-
-def _jobs(label: str, model: ModelConfig, recipe: str, sizes: Plan) -> list[TrainingJob]:
-    full = recipe in ("float32", "bf16", "perturbed")
-    model = replace(model, precision="full" if full else recipe)
-    training = replace(sizes.training, autocast="bf16" if recipe == "bf16" else "off")
-    perturbation = 1e-6 if recipe == "perturbed" else 0.0
-    return [
-        TrainingJob(model, replace(training, seed=seed), perturbation, label) for seed in range(sizes.seeds)
-    ]
-
-
-def all_jobs(context: RunContext) -> list[TrainingJob]:
-    return [job for recipes in jobs_by_recipe(context).values() for jobs in recipes.values() for job in jobs]
+        recipes = [recipe for recipe in STYLES if recipe != "bf16"]
+        eval_every, seeds = 50, context.seeds
+    else:
+        models, recipes = {"dense": context.pick(SMALL, DENSE)}, ["float32", "bf16", "deepseek-v3", "naive"]
+        # At least five seeds: V3's limit of 0.25 % is hardly more than the difference between seeds.
+        eval_every, seeds = steps // 10, max(context.seeds, 5)
+    training = replace(COMPARABLE, lr=2e-3, warmup=context.pick(10, 30), steps=steps, eval_every=eval_every)
+    jobs = []
+    for (name, model), recipe, seed in product(models.items(), recipes, range(seeds)):
+        precision = "full" if recipe in ("float32", "bf16", "perturbed") else recipe
+        config = replace(training, seed=seed, autocast="bf16" if recipe == "bf16" else "off")
+        noise = 1e-6 if recipe == "perturbed" else 0.0
+        jobs.append(TrainingJob(replace(model, precision=precision), config, noise, f"{name}-{recipe}"))
+    return jobs
 
 
 def measure(context: RunContext) -> Measured:
-    context.train(all_jobs(context))
     curves: Curves = {}
     step_ratios: dict[str, dict[str, list[float]]] = {}
-    for name, recipes in jobs_by_recipe(context).items():
-        curves[name] = {
-            recipe: [[line["bits_per_byte"] for line in context.records(job, "evaluation")] for job in jobs]
-            for recipe, jobs in recipes.items()
-        }
-        seconds = {
-            recipe: [[line["seconds"] for line in context.records(job, "step")] for job in jobs]
-            for recipe, jobs in recipes.items()
-        }
-        step_ratios[name] = {
-            recipe: [_median_ratio(*pair) for pair in zip(seconds[recipe], seconds["float32"], strict=True)]
-            for recipe in recipes
-        }
-    job = jobs_by_recipe(context)["dense"]["float32"][0]
-    steps = [line["step"] for line in context.records(job, "evaluation")]
-    sizes = plan(context)
-    models = (f"{name} ({parameters(model):,} parameters)" for name, model in sizes.models.items())
+    models: dict[str, int] = {}
+    for label, jobs in context.train(all_jobs(context)).items():
+        name, _, recipe = label.partition("-")
+        evaluations = [context.records(job, "evaluation") for job in jobs]
+        bits = [[line["bits_per_byte"] for line in lines] for lines in evaluations]
+        curves.setdefault(name, {})[recipe] = bits
+        seconds = [[line["seconds"] for line in context.records(job, "step")] for job in jobs]
+        if recipe == "float32":  # the first of a model
+            baseline, models[name] = seconds, parameters(jobs[0].model)
+        ratios = [_median_ratio(*pair) for pair in zip(seconds, baseline, strict=True)]
+        step_ratios.setdefault(name, {})[recipe] = ratios
+    steps = [line["step"] for line in evaluations[0]]
+    described = " and ".join(f"{name} ({size:,} parameters)" for name, size in models.items())
     return Measured(
         values(curves),
         {"steps": steps, "curves": curves, "step_ratios": step_ratios},
-        f"GPT, {' and '.join(models)}, trained for {job.training.steps} steps with {sizes.seeds} seeds under "
-        f"each recipe: {', '.join(sizes.recipes)}. bf16 is autocast; deepseek-v3 is E4M3 in all three "
-        "products with 1×128 and 128×128 scales; naive is E4M3 without scales. The gap is that of the "
-        "validation loss at the end, relative to float32.",
+        f"GPT, {described}, trained for {steps[-1]} steps with {len(evaluations)} seeds under each recipe: "
+        f"{', '.join(curves['dense'])}. bf16 is autocast; deepseek-v3 is E4M3 in all three products with "
+        "1×128 and 128×128 scales; naive is E4M3 without scales. The gap is that of the validation loss at "
+        "the end, relative to float32.",
     )
 
 

@@ -21,8 +21,8 @@ from minimoe.tools.timing import peaks
 from minimoe.training import checkpoint
 from minimoe.training.config import TrainConfig
 from minimoe.training.loop import train_in_turns
-from minimoe.training.progress import Display
-from minimoe.training.trainer import Evaluation, Step, Trainer
+from minimoe.training.progress import Display, Silent
+from minimoe.training.trainer import Step, Trainer
 
 OnProgress = Callable[[float], None]
 
@@ -36,11 +36,9 @@ class Job(Protocol):
 
     def seconds(self, device: str) -> float:
         """Predicted duration."""
-        ...
 
     def check(self, corpus: Corpus) -> None:
         """Raise ValueError if the corpus is too small."""
-        ...
 
     def __hash__(self) -> int: ...
 
@@ -115,17 +113,12 @@ def train_jobs(
             )
 
 
-class ProgressDisplay:
+class ProgressDisplay(Silent):
     """A training display that reports the predicted seconds of every step done."""
 
     def __init__(self, on_progress: OnProgress, device: str) -> None:
         self.on_progress, self.device = on_progress, device
         self.seconds: dict[str, float] = {}
-
-    def __enter__(self) -> "ProgressDisplay":
-        return self
-
-    def __exit__(self, *exception: object) -> None: ...
 
     def start(self, trainers: Mapping[str, Trainer]) -> None:
         for name, trainer in trainers.items():
@@ -136,5 +129,3 @@ class ProgressDisplay:
 
     def step(self, name: str, step: Step) -> None:
         self.on_progress(self.seconds[name])
-
-    def evaluation(self, name: str, evaluation: Evaluation) -> None: ...

@@ -30,31 +30,23 @@ COLUMNS = {  # key of a run's figures: heading and format
 Runs = dict[str, dict[str, list[float]]]  # method, key of COLUMNS, one value per seed
 
 
-def jobs_by_method(context: RunContext) -> dict[str, list[TrainingJob]]:
+def all_jobs(context: RunContext) -> list[TrainingJob]:
     claimed: tuple[Balance, ...] = ("none", "switch", "sequence", "bias")
     methods = context.pick(claimed, claimed, get_args(Balance))
-    return {method: moe_jobs(context, method) for method in methods}
-
-
-def all_jobs(context: RunContext) -> list[TrainingJob]:
-    return [job for jobs in jobs_by_method(context).values() for job in jobs]
+    return [job for method in methods for job in moe_jobs(context, method)]
 
 
 def measure(context: RunContext) -> Measured:
-    context.train(all_jobs(context))
-    runs: Runs = {
-        method: {key: [run[key] for run in (_figures(context, job) for job in jobs)] for key in COLUMNS}
-        for method, jobs in jobs_by_method(context).items()
-    }
+    runs: Runs = {}
+    for jobs in context.train(all_jobs(context)).values():
+        figures = [_figures(context, job) for job in jobs]
+        runs[jobs[0].training.balance] = {key: [run[key] for run in figures] for key in COLUMNS}
     preset = choose_preset(context)
     config = preset.moe
+    n_experts = config.n_experts * (config.n_layers - config.first_dense)
     return Measured(
         values(runs),
-        {
-            "steps": preset.training.steps,
-            "experts": config.n_experts * (config.n_layers - config.first_dense),
-            "runs": runs,
-        },
+        {"steps": preset.training.steps, "experts": n_experts, "runs": runs},
         f"An MoE model of {config.n_experts} experts per layer, trained with each balancing method "
         f"({', '.join(runs)}), {context.seeds} seeds. MaxVio is the load of the busiest expert relative to "
         "the mean load, minus 1, over the validation text, averaged over layers.",

@@ -20,20 +20,16 @@ def without_shared(config: ModelConfig) -> ModelConfig:
     return replace(config, n_shared=0, top_k=config.top_k + config.n_shared)
 
 
-def routed_only_jobs(context: RunContext) -> list[TrainingJob]:
-    preset = choose_preset(context)
-    return jobs_per_seed(context, "routed-only", without_shared(preset.moe), preset.lr["moe"])
-
-
 def all_jobs(context: RunContext) -> list[TrainingJob]:
-    return [*moe_jobs(context), *routed_only_jobs(context)]
+    preset = choose_preset(context)
+    routed_only = jobs_per_seed(context, "routed-only", without_shared(preset.moe), preset.lr["moe"])
+    return [*moe_jobs(context), *routed_only]
 
 
 def measure(context: RunContext) -> Measured:
-    context.train(all_jobs(context))
-    shared = [context.final_bits(job) for job in moe_jobs(context)]
-    routed_only = [context.final_bits(job) for job in routed_only_jobs(context)]
-    switched_off = [bits_switched_off(context, job) for job in moe_jobs(context)]
+    jobs = context.train(all_jobs(context))
+    shared, routed_only = ([context.final_bits(job) for job in jobs[name]] for name in ("moe", "routed-only"))
+    switched_off = [bits_switched_off(context, job) for job in jobs["moe"]]
     config = choose_preset(context).moe
     return Measured(
         {

@@ -22,7 +22,7 @@ from minimoe.experiments.load_balance import COLUMNS, LOAD_BALANCE
 from minimoe.experiments.lr_search import GRIDS, LR_SEARCH
 from minimoe.experiments.moe_vs_dense.experiment import MOE_VS_DENSE
 from minimoe.experiments.presets import PRESETS
-from minimoe.experiments.shared_expert import SHARED_EXPERT, routed_only_jobs
+from minimoe.experiments.shared_expert import SHARED_EXPERT
 from minimoe.experiments.specialization import SPECIALIZATION
 from minimoe.training.trainer import Trainer
 
@@ -119,8 +119,9 @@ def test_a_shared_expert_that_is_switched_off_is_gone(shared):
     assert values["switched off"][0] == pytest.approx(after, abs=1e-6)
     assert values["loss"][0] == pytest.approx(after - before, abs=1e-6)
     assert values["gain"][0] == values["without"][0] - values["with"][0]  # fewer bits are better
-    assert routed_only_jobs(context)[0].model.n_shared == 0
-    assert routed_only_jobs(context)[0].model.top_k == job.model.top_k + 1
+    routed_only = next(job for job in SHARED_EXPERT.jobs(context) if job.label == "routed-only")
+    assert routed_only.model.n_shared == 0
+    assert routed_only.model.top_k == job.model.top_k + 1
 
 
 def test_progress_is_reported_in_predicted_seconds(shared, tmp_path):
@@ -157,23 +158,25 @@ def test_folder_names_follow_from_all_settings():
 def test_fp8_training(shared, tmp_path, monkeypatch):
     """Every size: what is trained, and that figures and table follow from the curves."""
     context = replace(shared[0], folder=tmp_path)
-    recipes = fp8_training.jobs_by_recipe(context)["dense"]
+    recipes: dict[str, list[TrainingJob]] = {}
+    for job in FP8_TRAINING.jobs(context):
+        recipes.setdefault(job.label.removeprefix("dense-"), []).append(job)
     assert {job.model.precision for job in recipes["deepseek-v3"]} == {"deepseek-v3"}
     assert {job.training.autocast for job in recipes["bf16"]} == {"bf16"}
     assert {(j.model.precision, j.training.autocast) for j in recipes["float32"]} == {("full", "off")}
     assert [job.training.seed for job in recipes["naive"]] == [0, 1, 2, 3, 4]
     long = replace(context, size="long", seeds=1)
-    assert [
-        len(jobs) for recipes in fp8_training.jobs_by_recipe(long).values() for jobs in recipes.values()
-    ] == (2 * 6 * [1])
+    assert len(FP8_TRAINING.jobs(long)) == len({job.label for job in FP8_TRAINING.jobs(long)}) == 2 * 6
     assert len(set(FP8_TRAINING.jobs(long))) == 12
     monkeypatch.setattr(fp8_training, "MOE", MOE)
     monkeypatch.setattr(fp8_training, "DENSE", replace(MOE, n_experts=0, hidden_dim=16))
-    monkeypatch.setattr(fp8_training, "COMPARABLE", replace(TRAINING, steps=2))
-    plan = fp8_training.plan
-    monkeypatch.setattr(
-        fp8_training, "plan", lambda c: replace(plan(c), training=replace(TRAINING, steps=2, eval_every=1))
-    )
+    all_jobs, training = fp8_training.all_jobs, replace(TRAINING, steps=2, eval_every=1)
+
+    def short(job: TrainingJob) -> TrainingJob:
+        config = replace(training, seed=job.training.seed, autocast=job.training.autocast)
+        return replace(job, training=config)
+
+    monkeypatch.setattr(fp8_training, "all_jobs", lambda c: [short(job) for job in all_jobs(c)])
     measured = FP8_TRAINING.measure(long)
     curves = measured.detail["curves"]["moe"]
     assert measured.detail["steps"] == [1, 2]

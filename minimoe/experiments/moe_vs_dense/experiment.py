@@ -15,23 +15,17 @@ from minimoe.experiments.moe_vs_dense.results import Comparison, tables
 from minimoe.reporting.figures import STYLES
 
 
-def jobs_by_model(context: RunContext) -> dict[str, list[TrainingJob]]:
-    preset = choose_preset(context)
-    return {
-        name: jobs_per_seed(context, name, model, preset.lr[name]) for name, model in preset.models().items()
-    }
-
-
 def all_jobs(context: RunContext) -> list[TrainingJob]:
-    return [job for jobs in jobs_by_model(context).values() for job in jobs]
+    preset = choose_preset(context)
+    models = preset.models().items()
+    return [job for name, model in models for job in jobs_per_seed(context, name, model, preset.lr[name])]
 
 
 def measure(context: RunContext) -> Measured:
-    context.train(all_jobs(context))
     preset = choose_preset(context)
     curves = {
         name: [read_curve(context.job_folder(job) / "records.jsonl", job.model, job.training) for job in jobs]
-        for name, jobs in jobs_by_model(context).items()
+        for name, jobs in context.train(all_jobs(context)).items()
     }
     comparison = Comparison(curves, preset.models())
     values = {
@@ -40,10 +34,10 @@ def measure(context: RunContext) -> Measured:
         for axis in ("flops", "seconds")
     }
     values |= {name: comparison.reached(name, "flops") for name in curves}
-    for name, of_seeds in curves.items():
-        tokens = preset.training.batch_size * preset.training.accumulate * preset.moe.context
-        values[f"{name}, ms per step"] = [1e3 * tokens / curve.tokens_per_second for curve in of_seeds]
     moe = preset.moe
+    tokens = preset.training.batch_size * preset.training.accumulate * moe.context
+    for name, of_seeds in curves.items():
+        values[f"{name}, ms per step"] = [1e3 * tokens / curve.tokens_per_second for curve in of_seeds]
     return Measured(
         values,
         comparison.as_dict(),
