@@ -91,21 +91,22 @@ def build_matmul(case: Case, device: torch.device) -> BuiltCase:
         require_close("bf16 matmul", a_half @ b_half, a_half.double() @ b_half.double(), 2.0**-8)
 
     tasks = {FLOAT32: partial(torch.matmul, a_MK, b_KN), HALF: partial(torch.matmul, a_half, b_half)}
-    operands, flops = M * K + K * N, 2.0 * M * N * K
-    work = {FLOAT32: Work(flops, 4 * (operands + M * N))}
-    work[HALF] = Work(flops, 2 * (operands + M * N), "bfloat16")
+    tasks |= {name: partial(matmul, a_MK, b_KN, name) for name in RECIPES}
+    operands, result, flops = M * K + K * N, M * N, 2.0 * M * N * K
+    work = {FLOAT32: Work(flops, 4 * (operands + result))}
+    work[HALF] = Work(flops, 2 * (operands + result), "bfloat16")
     for name in RECIPES:  # operands read; their quantized values written and read
-        cast = 2 if _multiplies_in_bf16(as_recipe(name), device) else 4
-        dtype = "bfloat16" if cast == 2 else "float32"
-        work[name] = Work(flops, (4 + 2 * cast) * operands + 4 * M * N, dtype)
-    return BuiltCase(check, tasks | {name: partial(matmul, a_MK, b_KN, name) for name in RECIPES}, work)
+        dtype = _matmul_dtype(name, device)
+        work[name] = Work(flops, (4 + 2 * getattr(torch, dtype).itemsize) * operands + 4 * result, dtype)
+    return BuiltCase(check, tasks, work)
 
 
-def _multiplies_in_bf16(recipe: Recipe, device: torch.device) -> bool:
-    if device.type == "cuda":
-        return True  # or in 8 bits, whose peak is not measured
+def _matmul_dtype(name: str, device: torch.device) -> str:
+    """The dtype in which a recipe multiplies: on a GPU bfloat16, or 8 bits, whose peak is not measured."""
+    recipe = as_recipe(name)
     exact = recipe.weight is not None and recipe.weight.exact_in_bf16
-    return exact and recipe.output == BF16 and multiplies_bf16_fast(device)
+    fast = exact and recipe.output == BF16 and multiplies_bf16_fast(device)
+    return "bfloat16" if fast or device.type == "cuda" else "float32"
 
 
 def _bounded_recipe(name: str, device: torch.device) -> Recipe:
@@ -118,38 +119,30 @@ def build_linear(case: Case, device: torch.device) -> BuiltCase:
     """A linear layer of width D, forward and backward: three matmuls."""
     T, D = case.shape["T"], case.shape["D"]
     plain = nn.Linear(D, D, bias=False, device=device)
-    layers: dict[str, nn.Module] = {FLOAT32: plain}
-    for name in case.tasks:
-        if name != FLOAT32:
-            layers[name] = Linear(D, D, bias=False, recipe=name, device=device)
-            layers[name].load_state_dict(plain.state_dict())
+    low = {name: Linear(D, D, bias=False, recipe=name, device=device) for name in case.tasks[1:]}
+    for layer in low.values():
+        layer.load_state_dict(plain.state_dict())
     x_TD = torch.randn(T, D, device=device)
 
     def check() -> None:
         g_TD = torch.randn_like(x_TD)
-        for name in layers:
-            if name != FLOAT32:
-                _require_three_matmuls_within_bounds(layers[name], x_TD, g_TD, _bounded_recipe(name, device))
+        for name, layer in low.items():
+            _require_three_matmuls_within_bounds(layer, x_TD, g_TD, _bounded_recipe(name, device))
 
-    work = {}
-    for name in layers:
-        half = name != FLOAT32 and _multiplies_in_bf16(as_recipe(name), device)
-        numbers = 3 * (2 * T * D + D * D)
-        work[name] = Work(6 * T * D * D, 4 * numbers, "bfloat16" if half else "float32")
-    tasks = {name: layer_task(module, x_TD, True) for name, module in layers.items()}
+    flops, bytes_ = 6 * T * D * D, 4 * 3 * (2 * T * D + D * D)
+    work = {FLOAT32: Work(flops, bytes_)}
+    work |= {name: Work(flops, bytes_, _matmul_dtype(name, device)) for name in low}
+    tasks = {name: layer_task(layer, x_TD, True) for name, layer in {FLOAT32: plain, **low}.items()}
     return BuiltCase(check, tasks, work)
 
 
-def _require_three_matmuls_within_bounds(
-    layer: nn.Module, x_TD: Tensor, g_TD: Tensor, recipe: Recipe
-) -> None:
-    weight: Tensor = layer.weight  # type: ignore[assignment]
-    x_TD = x_TD.detach().requires_grad_()
+def _require_three_matmuls_within_bounds(layer: Linear, x_TD: Tensor, g_TD: Tensor, recipe: Recipe) -> None:
+    x_TD, weight = x_TD.detach().requires_grad_(), layer.weight
     y_TD = layer(x_TD)
     dx_TD, dweight = torch.autograd.grad(y_TD, [x_TD, weight], g_TD)
-    x_TD = x_TD.detach()
-    assert_within_bound(y_TD, x_TD, weight.detach().mT, recipe, BOUND)
-    assert_within_bound(dx_TD, g_TD, weight.detach(), recipe.with_(activation=recipe.gradient), BOUND)
+    x_TD, weight = x_TD.detach(), weight.detach()
+    assert_within_bound(y_TD, x_TD, weight.mT, recipe, BOUND)
+    assert_within_bound(dx_TD, g_TD, weight, recipe.with_(activation=recipe.gradient), BOUND)
     both = recipe.with_(activation=recipe.gradient, weight=recipe.activation)
     assert_within_bound(dweight, g_TD.mT, x_TD, both, BOUND)
 
@@ -170,7 +163,6 @@ def build_weights(case: Case, device: torch.device, *, config: ModelConfig) -> B
 
     def memory() -> dict[str, int]:
         quantize_weights_(low)
-        sizes = {FLOAT32: bytes_held(full), CODES: bytes_held(low)}
-        return sizes | {HALF: bytes_held(full.bfloat16())}
+        return {FLOAT32: bytes_held(full), CODES: bytes_held(low), HALF: bytes_held(full.bfloat16())}
 
     return BuiltCase(check, {}, {}, memory)

@@ -6,6 +6,7 @@ Every round also times the same small matmul, the reference; if that is slower t
 processes were active, and all of the case's ratios are marked noisy.
 """
 
+import functools
 import gc
 import statistics
 from collections.abc import Iterable, Sequence
@@ -63,10 +64,7 @@ def time_built(case: Case, built: BuiltCase, device: torch.device, effort: Effor
         gc.collect()  # so that garbage of earlier cases is not collected during this one
         a, b = torch.randn(2, REFERENCE_SIZE, REFERENCE_SIZE, device=device)
         tasks = {name: built.tasks[name] for name in case.tasks} | {REFERENCE: lambda: a @ b}
-        timing = measure(
-            tasks, device, rounds=effort.rounds, warmup=effort.warmup, shortest=effort.shortest,
-            budget=effort.budget,
-        )  # fmt: skip
+        timing = measure(tasks, device, **asdict(effort))
     return {
         "case": case.key,
         "threads": timing.threads,
@@ -92,11 +90,7 @@ def usual_reference(measurements: Iterable[Measurement]) -> float:
 
 
 def case_records(
-    case: Case,
-    device: torch.device,
-    measurements: Sequence[Measurement],
-    peaks: Peaks,
-    usual: float = 0.0,
+    case: Case, device: torch.device, measurements: Sequence[Measurement], peaks: Peaks, usual: float = 0.0
 ) -> list[dict[str, Any]]:
     """A plain dictionary per task, all with the same keys; None for what was not measured.
 
@@ -106,24 +100,14 @@ def case_records(
     ``predicted_ratio`` is the roofline's. ``slowed`` is the slowdown of the reference matmul against its
     ``usual`` seconds.
     """
-    timing = Timing(measurements[0]["seconds"], measurements[0]["threads"])
-    for later in measurements[1:]:
-        timing = timing.then(Timing(later["seconds"], later["threads"]))
-    work = {name: Work(**fields) for name, fields in measurements[0]["work"].items()}
-    memory = measurements[0]["memory"]
-    seconds = [m["reference"] for m in measurements if usual and m["reference"]]
-    slowed = max((reference / usual - 1 for reference in seconds), default=0.0)
-    return [_record(name, case, device, timing, work, memory, peaks, slowed) for name in case.tasks]
-
-
-def _record(
-    name: str, case: Case, device: torch.device, timing: Timing, work: dict[str, Work],
-    memory: dict[str, int], peaks: Peaks, slowed: float,
-) -> dict[str, Any]:  # fmt: skip
+    first = measurements[0]
+    timing = functools.reduce(Timing.then, [Timing(m["seconds"], m["threads"]) for m in measurements])
+    work, memory = {name: Work(**fields) for name, fields in first["work"].items()}, first["memory"]
+    references = [m["reference"] for m in measurements if usual and m["reference"]]
+    slowed = max((reference / usual - 1 for reference in references), default=0.0)
     about = {
         "suite": case.suite,
         "group": case.group,
-        "task": name,
         "baseline": case.baseline,
         "shape": dict(case.shape),
         "dtype": case.dtype,
@@ -131,23 +115,26 @@ def _record(
         "threads": timing.threads,
         "minimoe": __version__,
         "torch": torch.__version__,
+        "slowed": slowed,
     }
-    against = {
-        baseline: {
-            **_ratio(name, baseline, timing, slowed),
-            "predicted": work[name].seconds(peaks) / work[baseline].seconds(peaks) if work else None,
-            "memory": memory[name] / memory[baseline] if memory else None,
+    records = []
+    for name in case.tasks:
+        against = {
+            baseline: _ratio(timing, name, baseline, slowed)
+            | {
+                "predicted": work[name].seconds(peaks) / work[baseline].seconds(peaks) if work else None,
+                "memory": memory[name] / memory[baseline] if memory else None,
+            }
+            for baseline in case.baselines
         }
-        for baseline in case.baselines
-    }
-    first = against[case.baseline]
-    ratios = {key: first[key] for key in ("ratio", "low", "high", "drift", "noisy")}
-    predicted = {"predicted_ratio": first["predicted"], "memory_ratio": first["memory"], "slowed": slowed}
-    speed = _speed(name, case, timing, work, peaks)
-    return about | speed | ratios | predicted | {"memory": memory.get(name), "against": against}
+        ratio = against[case.baseline].copy()
+        ratio["predicted_ratio"], ratio["memory_ratio"] = ratio.pop("predicted"), ratio.pop("memory")
+        speed = _speed(timing, name, work, peaks, case.shape.get("T"))
+        records.append(about | {"task": name, "memory": memory.get(name), "against": against} | ratio | speed)
+    return records
 
 
-def _ratio(name: str, baseline: str, timing: Timing, slowed: float) -> dict[str, Any]:
+def _ratio(timing: Timing, name: str, baseline: str, slowed: float) -> dict[str, Any]:
     if not timing.seconds:
         return dict.fromkeys(("ratio", "low", "high", "drift", "noisy"))
     ratio = timing.ratio(name, baseline)
@@ -155,7 +142,9 @@ def _ratio(name: str, baseline: str, timing: Timing, slowed: float) -> dict[str,
             "noisy": ratio.noisy or slowed > SLOWED}  # fmt: skip
 
 
-def _speed(name: str, case: Case, timing: Timing, work: dict[str, Work], peaks: Peaks) -> dict[str, Any]:
+def _speed(
+    timing: Timing, name: str, work: dict[str, Work], peaks: Peaks, tokens: int | None
+) -> dict[str, Any]:
     if not timing.seconds:
         return dict.fromkeys((
             "rounds", "seconds", "quartiles", "flops", "bytes", "gflops_per_second", "gb_per_second", "bound",
@@ -172,5 +161,5 @@ def _speed(name: str, case: Case, timing: Timing, work: dict[str, Work], peaks: 
         "gb_per_second": least.bytes / seconds / 1e9,
         "bound": least.bound(peaks),
         "share_of_peak": least.seconds(peaks) / seconds,
-        "tokens_per_second": case.shape["T"] / seconds if "T" in case.shape else None,
+        "tokens_per_second": tokens and tokens / seconds,
     }
