@@ -1,14 +1,16 @@
-"""The layer against a dense SwiGLU with the same active parameters, and against transformers' DeepseekV3MoE.
+"""Benchmark: the layer, a dense SwiGLU with the same active parameters, and transformers' DeepseekV3MoE.
 
     pytest benchmarks/test_moe_layer.py --benchmark-enable --benchmark-only -s
 
-One thread, float32, one shared expert. From FLOPs alone the mixture would take as long as the dense layer,
-with one token from bytes alone as well; with 16 tokens it must read most experts' weights, several times
-the dense layer's. Every layer is timed in the same rounds, in turn. A few tokens are what writing has: there
-six layers run one after another, because in a model a layer's weights come from memory and not from a cache.
+One thread, float32, one shared expert. Judging by FLOPs, the mixture takes as long as the dense layer, and
+with one token judging by bytes as well; with 16 tokens it must read most experts' weights, several times
+those of the dense layer. All layers are timed alternately in the same rounds. The cases with few tokens
+represent generation: they run six layers one after another, because in a model a layer's weights come from
+memory and not from a cache.
 
-Measured twice: as a process comes, where the C library gives large freed blocks back to the system and pays
-for them anew; and with them kept (``minimoe.tools.allocator``), as minimoe trains. transformers gains most from that.
+Measured with two settings of the allocator: the default, where the C library returns large freed blocks to
+the system and allocates them again; and with freed memory kept (``minimoe.tools.allocator``), as minimoe
+trains. transformers gains most from that.
 """
 
 from collections.abc import Callable
@@ -31,19 +33,19 @@ CASES = {  # T, E, K, D, H, backward, layers in a row
 BACKENDS = ("eager", "grouped_mm", "batched_mm")
 
 
-class Theirs(nn.Module):
-    """transformers' DeepseekV3MoE with the weights of ours, taking and giving (T, D)."""
+class TransformersMoE(nn.Module):
+    """transformers' DeepseekV3MoE with the weights of an ``MoE``, (T, D) -> (T, D)."""
 
-    def __init__(self, ours: MoE, backend: str) -> None:
+    def __init__(self, moe: MoE, backend: str) -> None:
         super().__init__()
         deepseek = pytest.importorskip("transformers.models.deepseek_v3.modeling_deepseek_v3")
-        n_experts, dim = ours.gate.weight.shape
+        n_experts, dim = moe.gate.weight.shape
         config = deepseek.DeepseekV3Config(
             hidden_size=dim,
-            moe_intermediate_size=ours.experts.down_proj.shape[2],
+            moe_intermediate_size=moe.experts.down_proj.shape[2],
             n_routed_experts=n_experts,
             num_local_experts=n_experts,
-            num_experts_per_tok=ours.gate.top_k,
+            num_experts_per_tok=moe.gate.top_k,
             n_shared_experts=1,
             n_group=1,
             topk_group=1,
@@ -51,13 +53,15 @@ class Theirs(nn.Module):
         )
         config._experts_implementation = backend
         self.layer = deepseek.DeepseekV3MoE(config)
-        self.layer.load_state_dict(ours.state_dict())
+        self.layer.load_state_dict(moe.state_dict())
 
     def forward(self, x):
         return self.layer(x.unsqueeze(0))[0]
 
 
-class Ours(nn.Module):
+class MinimoeMoE(nn.Module):
+    """``MoE`` without its routing."""
+
     def __init__(self, moe: MoE) -> None:
         super().__init__()
         self.moe = moe
@@ -68,8 +72,8 @@ class Ours(nn.Module):
 
 def layers(n_experts, top_k, dim, expert_dim, backends) -> dict[str, nn.Module]:
     moe = MoE(dim, expert_dim, n_experts, top_k)
-    theirs = {f"transformers {backend}": Theirs(moe, backend) for backend in backends}
-    return {"dense": SwiGLU(dim, (top_k + 1) * expert_dim), "minimoe": Ours(moe), **theirs}
+    others = {f"transformers {backend}": TransformersMoE(moe, backend) for backend in backends}
+    return {"dense": SwiGLU(dim, (top_k + 1) * expert_dim), "minimoe": MinimoeMoE(moe), **others}
 
 
 def task(
@@ -93,13 +97,13 @@ def task(
 def test_moe_layer(benchmark, rounds, memory, case):
     tokens, n_experts, top_k, dim, expert_dim, backward, depth = CASES[case]
     timed = rounds > 1
-    if not timed:  # see that it runs, and that it is right
+    if not timed:  # only check that it runs, and its result
         tokens, dim, expert_dim, depth = min(tokens, 32), 64, 32, 1
     torch.manual_seed(0)
-    backends = BACKENDS if tokens <= 16 else BACKENDS[:2]  # batched_mm copies weights a token: gigabytes
+    backends = BACKENDS if tokens <= 16 else BACKENDS[:2]  # batched_mm copies weights per token: gigabytes
     stacks = [layers(n_experts, top_k, dim, expert_dim, backends) for _ in range(depth)]
     x, upstream = torch.randn(2, tokens, dim)
-    for name, layer in stacks[0].items():  # right first, then fast
+    for name, layer in stacks[0].items():  # check before timing
         if name.startswith("transformers"):
             torch.testing.assert_close(stacks[0]["minimoe"](x), layer(x), rtol=1e-4, atol=1e-5)
     x.requires_grad_(backward)
@@ -109,7 +113,7 @@ def test_moe_layer(benchmark, rounds, memory, case):
     tasks["matmul"] = lambda: a @ b
     seconds = interleaved_seconds(tasks, x.device, rounds=rounds, warmup=2 if timed else 0)
 
-    # The dense layer's, which are the mixture's but for the gate's few.
+    # Multiplications of the dense layer, which are those of the mixture except for its gate.
     products = 3 * dim * expert_dim * (top_k + 1) * tokens * depth * (3 if backward else 1)
     best = min(backends, key=lambda backend: seconds[f"transformers {backend}"])
     peak = 2 * 1024**3 / seconds["matmul"]
@@ -133,15 +137,15 @@ def test_moe_layer(benchmark, rounds, memory, case):
 
 @pytest.mark.usefixtures("one_thread")
 def test_memory_kept_for_backward(benchmark, rounds):
-    """Bytes, not seconds: what autograd keeps at 2048 tokens."""
+    """Bytes, not seconds: what autograd saves for the backward pass of 2048 tokens."""
     tokens = 2048 if rounds > 1 else 32
-    found = layers(64, 8, 512, 128, BACKENDS[:2])
+    built = layers(64, 8, 512, 128, BACKENDS[:2])
     x = torch.randn(tokens, 512, requires_grad=True)
-    kept = {name: bytes_kept_for_backward(layer, x) for name, layer in found.items()}
+    kept = {name: bytes_kept_for_backward(layer, x) for name, layer in built.items()}
     times = {name: value / kept["dense"] for name, value in kept.items()}
     benchmark.extra_info.update({f"kept_{name}": value for name, value in kept.items()})
     print(
         f"\nkept for backward, {tokens} tokens: dense {kept['dense'] / 1e6:.1f} MB; "
         + ", ".join(f"{name} {ratio:.2f}x" for name, ratio in times.items() if name != "dense")
     )
-    benchmark.pedantic(lambda: found["minimoe"](x), rounds=1)
+    benchmark.pedantic(lambda: built["minimoe"](x), rounds=1)

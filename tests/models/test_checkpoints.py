@@ -1,4 +1,4 @@
-"""Published checkpoints: read, written, and read back by transformers."""
+"""Published checkpoints: read, written, and compared with transformers."""
 
 import json
 import shutil
@@ -79,7 +79,7 @@ def names_in(path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("shards", [{}, {"max_shard_size": "10KB"}], ids=["one file", "shards"])
-def test_a_published_layer_computes_the_same_here(family, shards, tmp_path):
+def test_a_published_layer_computes_the_same(family, shards, tmp_path):
     model = published(family)
     model.save_pretrained(tmp_path, **shards)
     assert (tmp_path / "model.safetensors.index.json").exists() == bool(shards)
@@ -117,7 +117,7 @@ def test_transformers_reads_what_we_write(family, fused, tmp_path):
         )
 
 
-# --- by ourselves
+# --- round trips
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -130,7 +130,7 @@ def test_what_is_written_is_read_back(family, fused, dtype, tmp_path):
     load_layer_(again, tmp_path / "layer.safetensors", 7)
     assert_same_state(again.state_dict(), moe.state_dict())
     state = read_layer(tmp_path / "layer.safetensors", 7, dtype=dtype)
-    assert_same_state(state, moe.state_dict())  # the bias in float32 whatever the layer is in
+    assert_same_state(state, moe.state_dict())  # the bias is always float32
     assert [p.name for p in tmp_path.iterdir()] == ["layer.safetensors"]
 
 
@@ -145,14 +145,14 @@ def test_both_prefixes_of_fused_experts_are_read(tmp_path):
         assert_same_state(read_layer(tmp_path / f"{file}.safetensors", 0), moe.state_dict())
 
 
-def test_a_prefix_may_stand_for_the_number(tmp_path):
+def test_a_layer_may_be_given_by_its_prefix(tmp_path):
     moe = random_layer("olmoe")
     save_layer(moe, tmp_path / "a.safetensors", "language_model.layers.3", "olmoe")
     assert "language_model.layers.3.mlp.gate.weight" in names_in(tmp_path / "a.safetensors")
     assert_same_state(read_layer(tmp_path / "a.safetensors", "language_model.layers.3"), moe.state_dict())
 
 
-def test_a_layer_without_a_bias_clears_the_one_there_was(tmp_path):
+def test_reading_a_layer_without_a_bias_sets_it_to_zero(tmp_path):
     save_layer(random_layer("olmoe"), tmp_path / "a.safetensors", 0, "olmoe")
     moe = random_layer("olmoe")
     moe.gate.e_score_correction_bias.fill_(3)
@@ -163,8 +163,8 @@ def test_a_layer_without_a_bias_clears_the_one_there_was(tmp_path):
 # --- FP8
 
 
-def quantised(shape):
-    """A weight in FP8 and its factors, and what they stand for, entry by entry."""
+def quantized(shape):
+    """A weight in FP8, its scales, and the dequantized weight, computed entry by entry."""
     rows, columns = shape
     weight = torch.randn(shape).to(torch.float8_e4m3fn)
     factors = torch.rand(-(-rows // 128), -(-columns // 128)) + 0.5
@@ -177,7 +177,7 @@ def quantised(shape):
 
 @pytest.fixture
 def fp8(tmp_path):
-    """A file with a layer of two experts in FP8, D 150 and H 130: the last blocks are ragged."""
+    """A file with a layer of two experts in FP8, D 150 and H 130: the last blocks are incomplete."""
     torch.manual_seed(1)
     prefix = "model.layers.3.mlp."
     tensors = {f"{prefix}gate.weight": torch.randn(2, 150).bfloat16()}
@@ -185,13 +185,13 @@ def fp8(tmp_path):
     for expert in range(2):
         for name, shape in (("gate_proj", (130, 150)), ("up_proj", (130, 150)), ("down_proj", (150, 130))):
             name = f"{prefix}experts.{expert}.{name}.weight"
-            tensors[name], tensors[f"{name}_scale_inv"], exact[name] = quantised(shape)
+            tensors[name], tensors[f"{name}_scale_inv"], exact[name] = quantized(shape)
     path = tmp_path / "fp8.safetensors"
     save_file(tensors, path)
     return path, tensors, exact
 
 
-def test_fp8_blocks_are_dequantised(fp8):
+def test_fp8_blocks_are_dequantized(fp8):
     path, _, exact = fp8
     state = read_layer(path, 3)
     prefix = "model.layers.3.mlp."
@@ -206,7 +206,7 @@ def test_fp8_blocks_are_dequantised(fp8):
     assert torch.equal(halves["experts.down_proj"], state["experts.down_proj"].bfloat16())
 
 
-def test_fp8_without_fitting_factors_is_refused_before_anything_is_copied(fp8):
+def test_fp8_without_matching_scales_is_rejected_before_anything_is_copied(fp8):
     path, tensors, _ = fp8
     last = "model.layers.3.mlp.experts.1.down_proj.weight"
     moe = MoE(150, 130, 2, 1, n_shared=0)
@@ -220,7 +220,7 @@ def test_fp8_without_fitting_factors_is_refused_before_anything_is_copied(fp8):
     assert_same_state(moe.state_dict(), before)
 
 
-# --- what cannot be
+# --- errors
 
 
 @pytest.fixture
@@ -233,8 +233,8 @@ def layer(tmp_path):
 
 def test_missing_tensors_are_named_and_counted(layer):
     path, tensors = layer
-    gone = [n for n in tensors if ".experts.2." in n or ".experts.3.up" in n]
-    save_file({n: t for n, t in tensors.items() if n not in gone}, path)
+    removed = [n for n in tensors if ".experts.2." in n or ".experts.3.up" in n]
+    save_file({n: t for n, t in tensors.items() if n not in removed}, path)
     with pytest.raises(
         ValueError, match=r"lacks model.layers.3.mlp.experts.2.gate_proj.weight and 3 more of the layer's 17"
     ):
@@ -244,7 +244,7 @@ def test_missing_tensors_are_named_and_counted(layer):
         read_layer(path, 3)
 
 
-def test_unknown_tensors_are_not_left_out(layer):
+def test_unsupported_tensors_are_rejected(layer):
     path, tensors = layer
     save_file(tensors | {"model.layers.3.mlp.shared_expert_gate.weight": torch.ones(1, DIM)}, path)
     with pytest.raises(
@@ -253,7 +253,7 @@ def test_unknown_tensors_are_not_left_out(layer):
         read_layer(path, 3)
 
 
-def test_layers_without_experts_are_answered_with_those_that_have_some(tmp_path):
+def test_for_a_layer_without_experts_the_error_names_those_with_experts(tmp_path):
     tensors = {f"model.layers.{i}.mlp.up_proj.weight": torch.ones(1) for i in range(3)}
     tensors |= {f"model.layers.{i}.mlp.experts.0.up_proj.weight": torch.ones(1) for i in range(3, 12)}
     save_file(tensors, tmp_path / "model.safetensors")
@@ -282,7 +282,7 @@ def test_layers_without_experts_are_answered_with_those_that_have_some(tmp_path)
         ),
     ],
 )
-def test_layers_of_another_shape_are_left_as_they_are(arguments, changes, message, layer):
+def test_layers_of_another_shape_are_not_changed(arguments, changes, message, layer):
     path, _ = layer
     moe = MoE(*arguments, **changes)
     before = {n: t.clone() for n, t in moe.state_dict().items()}
@@ -291,7 +291,7 @@ def test_layers_of_another_shape_are_left_as_they_are(arguments, changes, messag
     assert_same_state(moe.state_dict(), before)
 
 
-def test_an_expert_unlike_the_others_is_refused(layer):
+def test_an_expert_of_another_shape_is_rejected(layer):
     path, tensors = layer
     save_file(tensors | {"model.layers.3.mlp.experts.1.up_proj.weight": torch.ones(5, DIM)}, path)
     moe = random_layer()
@@ -302,7 +302,7 @@ def test_an_expert_unlike_the_others_is_refused(layer):
     assert_same_state(moe.state_dict(), before)
 
 
-def test_a_layer_on_the_meta_device_holds_nothing(layer):
+def test_a_layer_on_the_meta_device_is_rejected(layer):
     path, _ = layer
     with torch.device("meta"):
         moe = random_layer()
@@ -310,7 +310,7 @@ def test_a_layer_on_the_meta_device_holds_nothing(layer):
         load_layer_(moe, path, 3)
 
 
-def test_checkpoints_that_are_none(tmp_path, layer):
+def test_missing_and_corrupt_checkpoints_are_rejected(tmp_path, layer):
     path, tensors = layer
     with pytest.raises(ValueError, match="nowhere is neither a safetensors file nor a folder with"):
         read_layer(tmp_path / "nowhere", 3)
@@ -342,7 +342,7 @@ def test_only_the_files_of_the_layer_are_opened(layer, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3-moe", "olmoe"])
-def test_nothing_of_a_layer_is_lost_in_writing(family, tmp_path):
+def test_a_layer_is_written_completely_or_not_at_all(family, tmp_path):
     with pytest.raises(ValueError, match=f"a shared expert, which {family} does not support"):
         save_layer(MoE(DIM, WIDTH, 4, 2), tmp_path / "a", 0, family)
     moe = MoE(DIM, WIDTH, 4, 2, n_shared=0)
@@ -352,7 +352,7 @@ def test_nothing_of_a_layer_is_lost_in_writing(family, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_writing_replaces_as_a_whole_or_not_at_all(layer, monkeypatch):
+def test_writing_is_atomic(layer, monkeypatch):
     path, _ = layer
     before = path.read_bytes()
 
@@ -370,6 +370,6 @@ def test_writing_replaces_as_a_whole_or_not_at_all(layer, monkeypatch):
         save_layer(random_layer(), path.parent / "nowhere" / "a.safetensors", 3, "deepseek-v3")
 
 
-def test_unknown_families_are_answered_with_the_known_ones(tmp_path):
+def test_unknown_families_are_rejected(tmp_path):
     with pytest.raises(ValueError, match="family must be one of deepseek-v3, mixtral, qwen3-moe, olmoe"):
         save_layer(random_layer(), tmp_path / "a", 0, "llama")

@@ -1,3 +1,5 @@
+"""Text generation: the KV cache against recomputation, sampling against known distributions."""
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from minimoe.models.gpt import GPT
 @pytest.fixture
 def model(tiny) -> GPT:
     model = GPT(tiny)
-    model.init_weights(gain=2.0)  # sharper than at the start of training, so that choices differ
+    model.init_weights(gain=2.0)  # sharper distributions than at initialization
     return model
 
 
@@ -16,16 +18,16 @@ def model(tiny) -> GPT:
 def test_cached_generation_equals_full_recomputation(model, temperature):
     prompt = torch.randint(256, (3, 4))
 
-    def write(use_cache):
+    def run(use_cache):
         generator = torch.Generator().manual_seed(7)
         return generate(
             model, prompt, 40, temperature=temperature, generator=generator, use_cache=use_cache
         )  # 40 tokens fill a context of 16 several times over
 
-    assert torch.equal(write(True), write(False))
+    assert torch.equal(run(True), run(False))
 
 
-def test_a_batch_writes_what_its_rows_write(model):
+def test_a_batch_equals_its_rows(model):
     prompts = torch.randint(256, (4, 5))
     together = generate(model, prompts, 10, temperature=0)
     alone = torch.cat([generate(model, row[None], 10, temperature=0) for row in prompts])
@@ -44,7 +46,7 @@ def test_same_seed_same_text(model):
 def test_nucleus_by_hand():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().repeat(4000, 1)
     generator = torch.Generator().manual_seed(0)
-    picked = sample_tokens(logits, 1.0, 0.7, generator)  # 0.5 alone falls short of 0.7; 0.5 + 0.3 does not
+    picked = sample_tokens(logits, 1.0, 0.7, generator)  # 0.5 is below 0.7, 0.5 + 0.3 is not
     assert set(picked.tolist()) == {0, 1}
     assert (picked == 0).float().mean().item() == pytest.approx(0.5 / 0.8, abs=0.03)
     assert sample_tokens(logits, 1.0, 1e-9, generator).eq(0).all()
@@ -57,7 +59,7 @@ def test_temperature_by_hand():
     assert share == pytest.approx(2 / 3, abs=0.02)  # sqrt(0.8) : sqrt(0.2) is 2 : 1
 
 
-def test_generating_leaves_the_mode_alone(model):
+def test_generating_restores_the_mode(model):
     model.train()
     generate(model, torch.zeros(1, 1, dtype=torch.int64), 2)
     assert model.training
@@ -73,7 +75,7 @@ def test_generating_leaves_the_mode_alone(model):
         ({"prompt_BL": torch.zeros(1, 0, dtype=torch.int64)}, r"\(1, 0\)"),
     ],
 )
-def test_bad_sampling_is_refused(model, arguments, message):
+def test_invalid_settings_are_rejected(model, arguments, message):
     arguments = {"prompt_BL": torch.zeros(1, 1, dtype=torch.int64), "n_tokens": 1} | arguments
     with pytest.raises(ValueError, match=message):
         generate(model, **arguments)

@@ -1,4 +1,4 @@
-"""The parts of the GPT against independent forms, in float64 where the sum is ours to make."""
+"""The parts of the GPT against independent implementations, in float64 where possible."""
 
 import math
 from dataclasses import replace
@@ -23,7 +23,7 @@ def test_rotary_equals_complex_multiplication():
     torch.testing.assert_close(rotate(x, cos.double(), sin.double()), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_rotary_attention_depends_on_distance_alone():
+def test_rotary_attention_depends_on_distance_only():
     cos, sin = rotary_table(40, 16, 10_000.0)
     q, k = torch.randn(2, 16)
 
@@ -60,7 +60,7 @@ def test_no_position_sees_the_future(tiny):
     assert (before[:, 9:] - after[:, 9:]).abs().max() > 1e-3
 
 
-def test_a_sequence_does_not_depend_on_its_neighbours(tiny):
+def test_a_sequence_does_not_depend_on_the_others(tiny):
     model = GPT(tiny)
     tokens = torch.randint(256, (5, 16))
     together = model(tokens)[0]
@@ -70,7 +70,7 @@ def test_a_sequence_does_not_depend_on_its_neighbours(tiny):
     torch.testing.assert_close(cross_entropy(together, tokens), losses.mean())
 
 
-def test_the_mixture_model_equals_the_one_with_the_oracle_dispatcher(tiny_moe):
+def test_the_model_equals_one_with_the_reference_dispatcher(tiny_moe):
     model = GPT(tiny_moe)
     oracle = GPT(replace(tiny_moe, dispatch="reference"))
     oracle.load_state_dict(model.state_dict())
@@ -148,14 +148,14 @@ def test_flops_equal_torchs_counter(n_experts, dispatch):
         cross_entropy(model(tokens)[0], tokens).backward()
     counts = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
     matmuls = sum(n for op, n in counts.items() if "attention" not in op)
-    # torch counts no causal attention; ours is 2 products of (L + 1) / 2 rows of width D a layer, three
-    # times. The embedding's own gradient is an addition, the first layer's input gradient is computed.
+    # torch does not count causal attention, which is 2 products of (L + 1) / 2 rows of width D per layer,
+    # three times. The embedding's gradient is an addition; the first layer's input gradient is computed.
     attention = 3 * 2 * 2 * 2 * 64 * (128 + 1) / 2
     expected = flops_per_token(config) - attention
     assert matmuls / tokens.numel() == pytest.approx(expected, rel=0.01)
 
 
-def test_dense_rivals_match_the_mixtures_parameters():
+def test_dense_baselines_match_the_mixtures_parameters():
     moe = ModelConfig(dim=64, n_experts=32, top_k=4, expert_dim=32)
     for active, working in ((True, moe.top_k), (False, moe.n_experts)):
         width = dense_width(moe.expert_dim, moe.n_experts, working + moe.n_shared)
@@ -179,11 +179,11 @@ def test_dense_rivals_match_the_mixtures_parameters():
         ({"norm_eps": 0.0}, r"norm_eps \(0.0\)"),
     ],
 )
-def test_bad_configurations_are_refused_with_their_numbers(changes, message):
+def test_invalid_configurations_are_rejected(changes, message):
     with pytest.raises(ValueError, match=message):
         ModelConfig(**changes)
 
 
-def test_too_long_a_sequence_is_refused(tiny):
+def test_sequences_beyond_the_context_are_rejected(tiny):
     with pytest.raises(ValueError, match=r"17 tokens exceed the model's context \(16\)"):
         GPT(tiny)(torch.zeros(1, 17, dtype=torch.int64))

@@ -1,4 +1,4 @@
-"""Layers, experts and a GPT whose matmuls are done in 8 bits: the same parts as without, quantised."""
+"""Linear layers, experts and a GPT under low-precision recipes."""
 
 from dataclasses import replace
 
@@ -53,7 +53,7 @@ def test_linear_takes_torchs_weights():
 
 
 @pytest.mark.parametrize("name", LOW)
-def test_weights_as_codes_compute_the_same_in_a_quarter_of_the_memory(name):
+def test_quantized_weights_compute_the_same_in_a_quarter_of_the_memory(name):
     layer = Linear(256, 384, recipe=name)
     x = torch.randn(5, 256)
     before, bytes_before = layer(x).detach(), layer.weight.nbytes
@@ -62,7 +62,7 @@ def test_weights_as_codes_compute_the_same_in_a_quarter_of_the_memory(name):
     assert "weight" not in dict(layer.named_parameters())
     assert layer.weight.dtype == torch.float8_e4m3fn
     assert layer.weight.nbytes + layer.weight_scale_inv.nbytes < 0.27 * bytes_before
-    layer.quantize_weights_()  # once more changes nothing
+    layer.quantize_weights_()  # idempotent
     torch.testing.assert_close(layer(x), before, rtol=1e-5, atol=1e-5)
     other = Linear(256, 384, recipe=name)
     other.quantize_weights_()
@@ -71,7 +71,7 @@ def test_weights_as_codes_compute_the_same_in_a_quarter_of_the_memory(name):
 
 
 def experts_by_hand(x, gate_up, down, weights, ids, recipe):
-    """Expert by expert with ``matmul``; a token's results are added up in float32."""
+    """Expert by expert with ``matmul``; a token's results are summed in float32."""
     y = torch.zeros_like(x)
     for e in range(len(gate_up)):
         tokens, slots = (ids == e).nonzero(as_tuple=True)
@@ -88,25 +88,25 @@ E5M2_GRADIENTS = replace(DEEPSEEK_V3, name="E5M2 gradients", gradient=Cast(E5M2,
 @pytest.mark.parametrize("recipe", [*RECIPES.values(), E5M2_GRADIENTS], ids=lambda recipe: recipe.name)
 @pytest.mark.parametrize(("dim", "width", "n_experts", "tokens"), [(64, 32, 8, 100), (192, 160, 5, 300)])
 def test_experts_equal_matmuls_expert_by_expert(recipe, dim, width, n_experts, tokens):
-    """Forward and every gradient, from a random upstream one. The short way rounds the activation's slope
-    otherwise than autograd, which can move a number to the next code: a few, not all."""
+    """Forward and every gradient, from a random upstream gradient. The written-out backward pass rounds the
+    activation's derivative differently from autograd, which can change a few codes by one."""
     x = torch.randn(tokens, dim, requires_grad=True)
     gate_up = (torch.randn(n_experts, 2 * width, dim) / dim**0.5).requires_grad_()
     down = (torch.randn(n_experts, dim, width) / width**0.5).requires_grad_()
-    routing = route(torch.randn(tokens, n_experts - 1), 2)  # nobody takes the last expert
+    routing = route(torch.randn(tokens, n_experts - 1), 2)  # no token picks the last expert
     weights = routing.weights_TK.clone().requires_grad_()
     leaves, g = (x, gate_up, down, weights), torch.randn(tokens, dim)
-    found = []
-    for way in (quantized_experts, composed_experts, experts_by_hand):
-        y = way(x, gate_up, down, weights, routing.ids_TK, recipe)
-        found.append((y, *torch.autograd.grad(y, leaves, g)))
-    for results in zip(*found, strict=True):
+    implementations = []
+    for run in (quantized_experts, composed_experts, experts_by_hand):
+        y = run(x, gate_up, down, weights, routing.ids_TK, recipe)
+        implementations.append((y, *torch.autograd.grad(y, leaves, g)))
+    for results in zip(*implementations, strict=True):
         size = results[2].norm()
         assert ((results[0] - results[1]).norm() / size).item() < 2e-3
         assert ((results[0] - results[2]).norm() / size).item() < 4e-3
 
 
-def test_experts_with_a_slow_recipe_are_the_definition():
+def test_experts_under_a_slow_recipe_equal_the_definition():
     recipe = MXFP8.with_(accumulator=Accumulator.tensor_core(10))
     x, ids = torch.randn(20, 64), torch.randint(0, 4, (20, 2))
     gate_up, down, weights = torch.randn(4, 64, 64), torch.randn(4, 64, 32), torch.rand(20, 2)
@@ -123,7 +123,7 @@ def test_a_layer_under_a_recipe_keeps_its_gate_and_names():
     low.load_state_dict(full.state_dict())
     x = torch.randn(50, 64)
     (y, routing), (y_full, routing_full) = low(x), full(x)
-    assert torch.equal(routing.scores_TE, routing_full.scores_TE)  # the gate is not quantised
+    assert torch.equal(routing.scores_TE, routing_full.scores_TE)  # the gate is not quantized
     assert 0.01 < ((y - y_full).norm() / y_full.norm()).item() < 0.1
     mask = torch.arange(50) < 40
     assert (low(x, mask)[0][40:] == 0).all()
@@ -134,8 +134,8 @@ def test_a_layer_under_a_recipe_keeps_its_gate_and_names():
     assert low.experts.gate_up_proj_scale_inv.shape == (8, 1, 1)
 
 
-def test_autocast_does_not_touch_what_a_recipe_does():
-    """It would run the matmul of what the codes mean in bf16."""
+def test_autocast_does_not_affect_recipes():
+    """It would run the matmul of dequantized values in BF16."""
     moe, layer, x = MoE(64, 32, 8, 2, recipe="deepseek-v3"), Linear(64, 32), torch.randn(50, 64)
     routing = moe.gate(x)
     plain = layer(x), moe.experts(x, routing)
@@ -145,7 +145,7 @@ def test_autocast_does_not_touch_what_a_recipe_does():
         assert torch.equal(one, other)
 
 
-def test_no_token_no_trouble():
+def test_a_batch_without_tokens():
     low = MoE(64, 32, 8, 2, recipe="deepseek-v3")
     x = torch.zeros(0, 64, requires_grad=True)
     y, _ = low(x)
@@ -158,22 +158,22 @@ def test_no_token_no_trouble():
 def test_a_gpt_keeps_in_high_precision_what_v3_keeps(precision, tiny):
     """Section 3.3.1: embedding, head, norms, gate and attention between the projections."""
     model = GPT(replace(tiny, precision=precision))
-    quantised = {name for name, module in model.named_modules() if isinstance(module, Linear)}
-    assert {"blocks.0.attention.qkv_proj", "blocks.1.attention.out_proj"} <= quantised
+    quantized = {name for name, module in model.named_modules() if isinstance(module, Linear)}
+    assert {"blocks.0.attention.qkv_proj", "blocks.1.attention.out_proj"} <= quantized
     if tiny.n_experts:
         assert model.blocks[0].feed_forward.experts.recipe.name == precision
-        assert "blocks.0.feed_forward.shared_experts.up_proj" in quantised
+        assert "blocks.0.feed_forward.shared_experts.up_proj" in quantized
         assert type(model.blocks[0].feed_forward.gate).__name__ == "Router"
     else:
-        assert "blocks.1.feed_forward.down_proj" in quantised
-    others = [m for name, m in model.named_modules() if name not in quantised and isinstance(m, nn.Linear)]
+        assert "blocks.1.feed_forward.down_proj" in quantized
+    others = [m for name, m in model.named_modules() if name not in quantized and isinstance(m, nn.Linear)]
     assert not others
     full = GPT(tiny)
     assert full.state_dict().keys() == model.state_dict().keys()
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
-def test_a_gpt_trains_in_8_bits_nearly_as_in_32(tiny, corpus):
+def test_a_gpt_trains_in_8_bits_almost_as_in_32(tiny, corpus):
     losses = {}
     for precision in ("full", "deepseek-v3", "naive"):
         torch.manual_seed(0)
@@ -187,7 +187,7 @@ def test_a_gpt_trains_in_8_bits_nearly_as_in_32(tiny, corpus):
     assert losses["naive"] > 1.1 * losses["full"]
 
 
-def test_a_whole_model_in_codes_generates_from_a_quarter_of_the_bytes():
+def test_a_quantized_model_computes_the_same_from_a_quarter_of_the_bytes():
     config = ModelConfig(
         dim=128, n_layers=2, n_heads=2, n_experts=4, top_k=2, expert_dim=128, precision="deepseek-v3"
     )
@@ -206,7 +206,7 @@ def test_a_whole_model_in_codes_generates_from_a_quarter_of_the_bytes():
     assert size() < 0.26 * bytes_before
 
 
-def test_bad_input_is_refused():
+def test_invalid_arguments_are_rejected():
     with pytest.raises(ValueError, match="unknown recipe 'fp4'"):
         Linear(8, 8, recipe="fp4")
     with pytest.raises(ValueError, match="unknown recipe 'fp4'"):
