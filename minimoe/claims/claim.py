@@ -70,8 +70,8 @@ class Bound:
 
     def limit(self) -> str:
         """ "at most 0.55" """
-        words, value = ("at least", self.least) if self.least is not None else ("at most", self.most)
-        return f"{words} {value:.4g}{self.unit}"
+        limit = f"at most {self.most:.4g}" if self.least is None else f"at least {self.least:.4g}"
+        return limit + self.unit
 
     def describe(self, values: list[float]) -> str:
         """ "a tensor's bytes relative to bf16 0.516 (at most 0.55): met" """
@@ -117,11 +117,8 @@ class Claim:
         outcomes = [bound.outcome(values[bound.figure]) for bound in self.bounds]
         verdict = FAILS if "broken" in outcomes else OPEN if "open" in outcomes else HOLDS
         decisive = {FAILS: "broken", OPEN: "open", HOLDS: "met"}[verdict]
-        reasons = [
-            bound.describe(values[bound.figure])
-            for bound, outcome in zip(self.bounds, outcomes, strict=True)
-            if outcome == decisive
-        ]
+        judged = zip(self.bounds, outcomes, strict=True)
+        reasons = [bound.describe(values[bound.figure]) for bound, o in judged if o == decisive]
         if others := [f"{outcomes.count(o)} {o}" for o in ("met", "open") if o != decisive and o in outcomes]:
             reasons.append(f"others: {', '.join(others)}")
         return Judgement(verdict, "; ".join(reasons), outcomes)

@@ -1,6 +1,6 @@
 """[evidence] The ledger as a self-contained HTML page with embedded figures."""
 
-import base64
+from base64 import b64encode
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,7 @@ def write_page(entries: list[dict[str, Any]], folder: Path, path: Path) -> None:
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["duration"] = duration
     template = environment.from_string((files(__package__) / "page.html").read_text(encoding="utf-8"))
-    pictures = {entry["id"]: _data_url(picture(folder, entry["id"])) for entry in entries}
+    paths = {entry["id"]: picture(folder, entry["id"]) for entry in entries}
+    pictures = {id: b64encode(path.read_bytes()).decode() for id, path in paths.items() if path.exists()}
     html = template.render(entries=entries, pictures=pictures, summary=summary(entries), classes=CLASSES)
     write_atomically(path, html)
-
-
-def _data_url(path: Path) -> str | None:
-    if not path.exists():
-        return None
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

@@ -73,17 +73,16 @@ def picture(folder: Path, id: str) -> Path:
 def make_entry(claim: Claim, context: RunContext, results: dict[int, Measured]) -> Entry:
     """Measure, or take the result by the experiment's id, and judge; the entry is plain data."""
     begin = time.perf_counter()
-    measured = Measured({})
+    measured, experiment = Measured({}), claim.experiment
     try:
-        if claim.experiment is not None:
-            if id(claim.experiment) not in results:
-                results[id(claim.experiment)] = claim.experiment.measure(context)
-            measured = results[id(claim.experiment)]
+        if experiment is not None:
+            if id(experiment) not in results:
+                results[id(experiment)] = experiment.measure(context)
+            measured = results[id(experiment)]
         judgement = claim.judge(measured.values)
     except Untestable as error:
         judgement = Judgement(OPEN, str(error), [])
-    units = dict(claim.experiment.units) if claim.experiment is not None else {}
-    units |= {bound.figure: bound.unit for bound in claim.bounds}
+    units = dict(experiment.units if experiment else {}) | {b.figure: b.unit for b in claim.bounds}
     record = as_record(measured, units, context, time.perf_counter() - begin)
     if not claim.learns:
         record["seeds"] = 1

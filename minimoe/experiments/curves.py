@@ -7,6 +7,7 @@ penalizes no single model.
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,11 @@ class Curve:
         spent = np.concatenate(([0.0], self.spent[axis]))
         return float(np.interp(budget, spent, np.concatenate(([8.0], self.bits_per_byte[domain]))))
 
+    def as_dict(self) -> dict[str, Any]:
+        """What was spent along each axis and the bits per byte by domain, as plain data."""
+        bits = {domain: values.tolist() for domain, values in self.bits_per_byte.items()}
+        return {axis: self.spent[axis].tolist() for axis in AXES} | {"bits_per_byte": bits}
+
     @property
     def best(self) -> float:
         """The lowest bits per byte of any evaluation, as with early stopping."""
@@ -63,8 +69,7 @@ def read_curve(path: Path, model: ModelConfig, training: TrainConfig) -> Curve:
         "flops": steps * step_tokens * flops_per_token(model),
         "seconds": steps * step_seconds,
     }
-    bits = {ALL: np.array([line["bits_per_byte"] for line in evaluations])} | {
-        domain: np.array([line["domains"][domain] for line in evaluations])
-        for domain in evaluations[0]["domains"]
-    }
+    bits = {ALL: np.array([line["bits_per_byte"] for line in evaluations])}
+    for domain in evaluations[0]["domains"]:
+        bits[domain] = np.array([line["domains"][domain] for line in evaluations])
     return Curve(spent, bits, evaluations[-1].get("max_violation"), step_tokens / step_seconds)

@@ -47,15 +47,10 @@ def measure(preset: PresetName, context: RunContext) -> Measured:
     jobs = grid_jobs(preset, context)
     context.train(jobs)
     names = {model: name for name, model in PRESETS[preset].models().items()}
-    runs: list[dict[str, Any]] = [
-        {
-            "model": names[job.model],
-            "schedule": job.training.schedule,
-            "lr": job.training.lr,
-            "bits_per_byte": context.final_bits(job),
-        }
-        for job in jobs
-    ]
+    runs: list[dict[str, Any]] = []
+    for job in jobs:
+        settings = {"model": names[job.model], "schedule": job.training.schedule, "lr": job.training.lr}
+        runs.append(settings | {"bits_per_byte": context.final_bits(job)})
     return Measured(
         {f"{run['model']}, {run['schedule']}, {run['lr']:g}": [run["bits_per_byte"]] for run in runs},
         {"preset": preset, "steps": GRIDS[preset].steps, "runs": runs},

@@ -62,11 +62,10 @@ def expert_loads(context: RunContext, job: TrainingJob, sequences: int) -> tuple
     domains, loads = [], []
     with torch.no_grad():
         for batch in context.corpus.validation_batches(job.model.context, sequences, 16):
-            batch = batch.to(context.device)
-            _, routings = model(batch.tokens_BL)
+            _, routings = model(batch.tokens_BL.to(context.device))
             ids_MS = [r.ids_TK.reshape(len(batch.domains_B), -1).cpu().numpy() for r in routings]
             loads.append(count_loads(ids_MS, n_experts))
-            domains.append(batch.domains_B.cpu().numpy())
+            domains.append(batch.domains_B.numpy())
     return np.concatenate(domains), np.concatenate(loads, axis=1)
 
 
@@ -117,14 +116,9 @@ def draw(figure: Figure, detail: dict[str, Any]) -> None:
         ylim=(0, 100),
     )
     axes.set_xticks([])
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(detail["domains"]))
 
 
-SPECIALIZATION = Experiment(
-    measure,
-    draw,
-    moe_jobs,
-    seconds=(3, 15),
-    units={"information": " millibits", "99th percentile by chance": " millibits"},
-)
+UNITS = dict.fromkeys(("information", "99th percentile by chance"), " millibits")
+
+SPECIALIZATION = Experiment(measure, draw, moe_jobs, seconds=(3, 15), units=UNITS)

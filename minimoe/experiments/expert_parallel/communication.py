@@ -27,6 +27,10 @@ LAYER = ModelConfig(dim=256, n_experts=64, top_k=8, expert_dim=64, n_groups=PROC
 
 RULES = {"free": None, "at most 2": 2, "at most 1": 1}  # processes that a token may visit
 
+CASES: list[tuple[str, DispatchDtype]] = [
+    (rule, dtype) for rule in RULES for dtype in get_args(DispatchDtype)
+]
+
 TIMED: dict[str, tuple[str, DispatchDtype]] = {
     "free, bf16": ("free", "bf16"),
     "free, fp8": ("free", "fp8"),
@@ -56,17 +60,16 @@ def metered_step(config: ModelConfig, dispatch_dtype: DispatchDtype) -> tuple[Ca
     return step, meter
 
 
-def run_steps(rounds: int, repeats: int) -> tuple[list[dict[str, int]], dict[str, list[float]]]:
-    """In every process, one step per rule and dispatch dtype: (token, other process) pairs by the routing,
-    bytes and messages sent. Then the timed steps, in turns: the median seconds of each repeat."""
+def run_steps(rounds: int, repeats: int) -> tuple[list[tuple[int, int, int]], dict[str, list[float]]]:
+    """In every process, one step per case: (token, other process) pairs by the routing, bytes and messages
+    sent. Then the timed steps, in turns: the median seconds of each repeat."""
     sent, steps = [], {}
-    for rule, top_groups in RULES.items():
-        for dtype in get_args(DispatchDtype):
-            step, meter = metered_step(replace(LAYER, top_groups=top_groups), dtype)
-            process_TK = step().ids_TK // (LAYER.n_experts // PROCESSES)
-            pairs = sum(len(set(visited) - {dist.get_rank()}) for visited in process_TK.tolist())
-            sent.append({"pairs": pairs, "bytes": meter.bytes.total(), "messages": meter.messages.total()})
-            steps[rule, dtype] = step
+    for rule, dtype in CASES:
+        step, meter = metered_step(replace(LAYER, top_groups=RULES[rule]), dtype)
+        process_TK = step().ids_TK // (LAYER.n_experts // PROCESSES)
+        pairs = sum(len(set(visited) - {dist.get_rank()}) for visited in process_TK.tolist())
+        sent.append((pairs, meter.bytes.total(), meter.messages.total()))
+        steps[rule, dtype] = step
     seconds: dict[str, list[float]] = {name: [] for name in TIMED}
     for _ in range(repeats):
         times: dict[str, list[float]] = {name: [] for name in TIMED}
@@ -81,19 +84,17 @@ def run_steps(rounds: int, repeats: int) -> tuple[list[dict[str, int]], dict[str
     return sent, seconds
 
 
-def bytes_rows(sent_by_process: list[list[dict[str, int]]]) -> list[dict[str, Any]]:
-    """A row per rule and dispatch dtype: what all processes sent in one step, and what is predicted."""
+def bytes_rows(sent_by_process: list[list[tuple[int, int, int]]]) -> list[dict[str, Any]]:
+    """A row per case: what all processes sent in one step, and what is predicted."""
     rows = []
-    cases = [(rule, dtype) for rule in RULES for dtype in get_args(DispatchDtype)]
-    for (rule, dtype), sent in zip(cases, zip(*sent_by_process, strict=True), strict=True):
+    for (rule, dtype), sent in zip(CASES, zip(*sent_by_process, strict=True), strict=True):
         config = replace(LAYER, top_groups=RULES[rule])
-        total = {key: sum(each[key] for each in sent) for key in sent[0]}
+        pairs, n_bytes, messages = map(sum, zip(*sent, strict=True))
         rows.append(
-            {"rule": rule, "dispatch_dtype": dtype}
+            {"rule": rule, "dispatch_dtype": dtype, "pairs": pairs / (PROCESSES * TOKENS)}
             | {"chance": processes_visited(config, PROCESSES) * (PROCESSES - 1) / PROCESSES}
-            | {"pairs": total["pairs"] / (PROCESSES * TOKENS)}
-            | {"predicted": traffic(config, dtype).total(total["pairs"], PROCESSES)}
-            | {"bytes": total["bytes"], "messages": total["messages"]}
+            | {"predicted": traffic(config, dtype).total(pairs, PROCESSES)}
+            | {"bytes": n_bytes, "messages": messages}
         )
     return rows
 
@@ -118,12 +119,8 @@ def measure(context: RunContext) -> Measured:
     rounds = context.pick(5, 15)
     sent, seconds_by_process = zip(*run_processes(run_steps, PROCESSES, rounds, context.seeds), strict=True)
     rows = bytes_rows(list(sent))
-    kilobytes = {
-        name: row["bytes"] / 1e3 / (PROCESSES * TOKENS)
-        for name, case in TIMED.items()
-        for row in rows
-        if (row["rule"], row["dispatch_dtype"]) == case
-    }
+    sent_by_case = {case: row["bytes"] for case, row in zip(CASES, rows, strict=True)}
+    kilobytes = {name: sent_by_case[case] / 1e3 / (PROCESSES * TOKENS) for name, case in TIMED.items()}
     # A step ends when the slowest process has finished.
     seconds = {
         name: [max(times) for times in zip(*(each[name] for each in seconds_by_process), strict=True)]

@@ -22,13 +22,9 @@ from minimoe.reporting.tables import TextTable
 from minimoe.tools.allocator import keep_freed_memory
 from minimoe.training.trainer import Trainer
 
-CASES: tuple[tuple[int, int, DispatchDtype], ...] = (  # processes, threads of each, dispatch dtype
-    (1, 1, "full"),
-    (1, 2, "full"),
-    (2, 1, "full"),
-    (2, 1, "fp8"),
-    (4, 1, "full"),
-)
+# Processes, threads of each, dispatch dtype.
+Case = tuple[int, int, DispatchDtype]
+CASES: list[Case] = [(1, 1, "full"), (1, 2, "full"), (2, 1, "full"), (2, 1, "fp8"), (4, 1, "full")]
 
 COLUMNS = {
     "processes": "{processes}",
@@ -79,18 +75,16 @@ def measure(context: RunContext) -> Measured:
     for _ in range(rounds):
         for (processes, threads, dtype), of_case in zip(CASES, times, strict=True):
             of_case.append(max(run_processes(time_steps, processes, context.data, dtype, threads, steps)))
-    rows: list[dict[str, Any]] = []
+    values, rows = {}, []
     for (processes, threads, dtype), of_case in zip(CASES, times, strict=True):
         seconds, waiting = zip(*of_case, strict=True)
+        speedup = statistics.median(a / b for (a, _), b in zip(times[0], seconds, strict=True))
+        values[f"{processes} × {threads}, {dtype}"] = [speedup]
         rows.append(
-            {"processes": processes, "threads": threads, "dispatch_dtype": dtype}
+            {"processes": processes, "threads": threads, "dispatch_dtype": dtype, "speedup": speedup}
             | {"ms": 1e3 * statistics.median(seconds)}
             | {"waiting": 1e3 * statistics.median(waiting) if processes > 1 else 0.0}
-            | {"speedup": statistics.median(a / b for (a, _), b in zip(times[0], seconds, strict=True))}
         )
-    values = {
-        f"{row['processes']} × {row['threads']}, {row['dispatch_dtype']}": [row["speedup"]] for row in rows
-    }
     return Measured(
         values,
         {"speed": rows},

@@ -40,4 +40,4 @@ def draw(figure: Figure, detail: Detail) -> None:
     axes.legend(loc="upper right")
 
 
-MEMORY_FIT = Experiment(measure, draw, seconds=(0.1, 0.1))
+MEMORY_FIT = Experiment(measure, draw)

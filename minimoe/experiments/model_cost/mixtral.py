@@ -1,5 +1,7 @@
 """[evidence] Mixtral 8x7B: the layer against its equations in NumPy, and its published parameter counts."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -60,18 +62,13 @@ def mixtral_layer(
 def draw(figure: Figure, detail: Detail) -> None:
     axes = figure.subplots()
     active, inactive = detail["active"] / 1e9, detail["inactive"] / 1e9
-    axes.barh([""], [active], color=BLUE, edgecolor="white", label=f"active per token: {active:.1f}")
-    axes.barh(
-        [""], [inactive], left=active, color=PALE_GRAY, hatch="//", edgecolor="white",
-        label=f"inactive experts: {inactive:.1f}",
-    )  # fmt: skip
+    axes.barh([""], active, color=BLUE, edgecolor="white", label=f"active per token: {active:.1f}")
+    style: dict[str, Any] = {"color": PALE_GRAY, "hatch": "//", "edgecolor": "white"}
+    axes.barh([""], inactive, left=active, label=f"inactive experts: {inactive:.1f}", **style)
     axes.set(xlabel="billions of parameters", ylim=(-0.6, 1))
     axes.legend(ncols=2, loc="upper center")
 
 
 MIXTRAL = Experiment(
-    measure,
-    draw,
-    seconds=(0.5, 0.5),
-    units={"parameters": " billion", "active parameters": " billion"},
+    measure, draw, seconds=(0.5, 0.5), units={"parameters": " billion", "active parameters": " billion"}
 )

@@ -60,12 +60,7 @@ def draw(figure: Figure, detail: Detail) -> None:
         axes.spines["left"].set_visible(False)
 
 
-TRAINING_BILL = Experiment(
-    measure,
-    draw,
-    seconds=(0.1, 0.1),
-    units={
-        "parameters": " billion", "active parameters": " billion", "cost": " million dollars",
-        "days": " days", "MFU of Llama": " %",
-    },
-)  # fmt: skip
+UNITS = {"cost": " million dollars", "days": " days", "MFU of Llama": " %"}
+UNITS |= dict.fromkeys(("parameters", "active parameters"), " billion")
+
+TRAINING_BILL = Experiment(measure, draw, units=UNITS)

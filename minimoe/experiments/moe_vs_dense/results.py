@@ -49,46 +49,35 @@ class Comparison:
 
     def rows(self) -> list[dict[str, Any]]:
         """One dictionary of plain values per model."""
-        rows = []
-        for name, curves in self.curves.items():
-            config = self.models[name]
-            violations = [c.max_violation for c in curves if c.max_violation is not None]
-            row = {
-                "model": name,
-                "parameters": parameters(config),
-                "active": parameters(config, active=True),
-                "flops_per_token": flops_per_token(config),
-                "tokens_per_second": Spread.of([c.tokens_per_second for c in curves]).as_dict(),
-                "max_violation": Spread.of(violations).as_dict() if violations else None,
-            }
-            for axis in AXES:
-                row[axis] = {
-                    domain: Spread.of(self.reached(name, axis, domain)).as_dict()
-                    for domain in curves[0].bits_per_byte
-                }
-            rows.append(row)
-        return rows
+        return [self._row(name, config) for name, config in self.models.items()]
+
+    def _row(self, name: str, config: ModelConfig) -> dict[str, Any]:
+        curves = self.curves[name]
+        violations = [c.max_violation for c in curves if c.max_violation is not None]
+        bits = {
+            axis: {d: Spread.of(self.reached(name, axis, d)).as_dict() for d in curves[0].bits_per_byte}
+            for axis in AXES
+        }
+        return {
+            "model": name,
+            "parameters": parameters(config),
+            "active": parameters(config, active=True),
+            "flops_per_token": flops_per_token(config),
+            "tokens_per_second": Spread.of([c.tokens_per_second for c in curves]).as_dict(),
+            "max_violation": Spread.of(violations).as_dict() if violations else None,
+        } | bits
 
     def as_dict(self) -> dict[str, Any]:
         """All results as plain data."""
-        curves = {
-            name: [
-                {axis: curve.spent[axis].tolist() for axis in AXES}
-                | {"bits_per_byte": {d: values.tolist() for d, values in curve.bits_per_byte.items()}}
-                for curve in curves
-            ]
-            for name, curves in self.curves.items()
-        }
+        curves = {name: [curve.as_dict() for curve in curves] for name, curves in self.curves.items()}
         return {"seeds": self.seeds, "models": self.rows(), "verdict": self.verdict(), "curves": curves}
 
     def verdict(self) -> str:
         """Which model won on which axis; the wording follows from the figures alone."""
         sentences = []
         for rival in (name for name in self.curves if name != "moe"):
-            clauses = [
-                describe_lead(Spread.of(self.leads(rival, axis)), f"at equal {AXIS_NAMES[axis]}")
-                for axis in AXES
-            ]
+            leads = {name: Spread.of(self.leads(rival, axis)) for axis, name in AXIS_NAMES.items()}
+            clauses = [describe_lead(lead, f"at equal {name}") for name, lead in leads.items()]
             sentences.append(f"Against {rival} the mixture {', '.join(clauses)}.")
         return " ".join([*sentences, describe_differences(self.seeds)])
 
@@ -109,24 +98,18 @@ def tables(detail: dict[str, Any]) -> list[TextTable]:
     ]
     domains = list(rows[0]["tokens"])
     reached = []
-    for axis in AXES:
-        reached.append([f"at equal {AXIS_NAMES[axis]}", *[""] * len(domains)])
-        reached += [
-            [f"  {row['model']}", *(format_spread(row[axis][domain], ".3f") for domain in domains)]
-            for row in rows
-        ]
+    for axis, name in AXIS_NAMES.items():
+        reached.append([f"at equal {name}", *[""] * len(domains)])
+        for row in rows:
+            bits = (format_spread(row[axis][domain], ".3f") for domain in domains)
+            reached.append([f"  {row['model']}", *bits])
+    about_sizes = (
+        "The models. FLOPs are those of training, forward and backward; MaxVio is that of the validation text "
+        "after the last step."
+    )
+    headings = ["model", "parameters", "active", "FLOPs/token", "tokens/s", "MaxVio"]
+    about_bits = f"Validation bits per byte, lower is better ({describe_seeds(detail['seeds'])})."
     return [
-        TextTable(
-            "models",
-            "The models. FLOPs are those of training, forward and backward; MaxVio is that of the validation "
-            "text after the last step.",
-            ["model", "parameters", "active", "FLOPs/token", "tokens/s", "MaxVio"],
-            sizes,
-        ),
-        TextTable(
-            "bits-per-byte",
-            f"Validation bits per byte, lower is better ({describe_seeds(detail['seeds'])}).",
-            ["", *domains],
-            reached,
-        ),
+        TextTable("models", about_sizes, headings, sizes),
+        TextTable("bits-per-byte", about_bits, ["", *domains], reached),
     ]

@@ -107,9 +107,8 @@ def draw(figure: Figure, detail: Detail) -> None:
 def tables(detail: Detail) -> list[TextTable]:
     rows = []
     for inputs, of_inputs in detail["errors"].items():
-        for i, k in enumerate(detail["lengths"]):
+        for k, *errors in zip(detail["lengths"], *of_inputs.values(), strict=True):
             if k in TABLE_LENGTHS:
-                errors = [values[i] for values in of_inputs.values()]
                 rows.append([inputs, str(k), *(f"{e:.1e}" if e < 5e-4 else f"{e:.2%}" for e in errors)])
     size = detail["size"]
     about = (
@@ -119,19 +118,6 @@ def tables(detail: Detail) -> list[TextTable]:
     return [TextTable("sums", about, ["numbers", "K", *ACCUMULATORS], rows)]
 
 
-ACCUMULATION = Experiment(
-    measure,
-    draw,
-    tables=tables,
-    seconds=(3, 20),
-    units=dict.fromkeys(
-        [
-            "float32",
-            TENSOR_CORE,
-            "fp16",
-            "bf16",
-            *(f"{x}, {y}" for x in POSITIVE for y in ("plain", "promoted")),
-        ],
-        "%",
-    ),
-)
+PERCENT = ("float32", *SHORT, *(f"{x}, {y}" for x in POSITIVE for y in ("plain", "promoted")))
+
+ACCUMULATION = Experiment(measure, draw, tables=tables, seconds=(3, 20), units=dict.fromkeys(PERCENT, "%"))

@@ -69,11 +69,9 @@ def measure_bounds(context: RunContext) -> Measured:
 def product_tables(detail: Detail) -> list[TextTable]:
     rows = []
     for name, error in detail["errors"].items():
-        cells = [
-            f"{x:.2%}" if x > 1e-4 else f"{x:.1e}" for x in (error["relative"], error["relative, small"])
-        ]
-        cells += [f"{error['sqnr_db']:.1f}", f"{error['calc_diff']:.1e}", f"{error['backward']:.1e}"]
-        rows.append([name, *cells])
+        relative = (error["relative"], error["relative, small"])
+        others = (f"{error['sqnr_db']:.1f}", f"{error['calc_diff']:.1e}", f"{error['backward']:.1e}")
+        rows.append([name, *(f"{x:.2%}" if x > 1e-4 else f"{x:.1e}" for x in relative), *others])
     about = (
         f"Error of a {detail['size']}×{detail['size']} product of normal numbers, K = {detail['depth']}, by "
         f"recipe: relative (Frobenius); the same with one factor scaled by {SMALL:g}, as gradients are; and "

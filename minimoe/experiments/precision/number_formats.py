@@ -51,17 +51,14 @@ def measure_storage(context: RunContext) -> Measured:
     x = torch.randn(size, size, generator=context.generator())
     blocks = {"1×128": (1, 128), "128×128": (128, 128)}
     tensors = {name: quantize(x, E4M3, block).nbytes / (2 * x.numel()) for name, block in blocks.items()}
-    config = PRESETS["standard"].moe
-    fp8 = GPT(replace(config, precision="deepseek-v3"))
+    fp8 = GPT(replace(PRESETS["standard"].moe, precision="deepseek-v3"))
     bf16_bytes = sum(2 * p.numel() for p in fp8.parameters())
     quantize_weights_(fp8)
-    model = bytes_held(fp8) / bf16_bytes
-    v3_fp8, v3_bf16 = (
-        memory_footprint(PUBLISHED["deepseek-v3"], storage).weights for storage in ("deepseek-v3", "bf16")
-    )
+    model, published = bytes_held(fp8) / bf16_bytes, PUBLISHED["deepseek-v3"]
+    v3 = memory_footprint(published, "deepseek-v3").weights / memory_footprint(published, "bf16").weights
     return Measured(
-        {"tensor": [max(tensors.values())], "model": [model], "v3": [v3_fp8 / v3_bf16]},
-        {"ratios": tensors | {"MoE model of\nminimoe compare": model, "DeepSeek-V3": v3_fp8 / v3_bf16}},
+        {"tensor": [max(tensors.values())], "model": [model], "v3": [v3]},
+        {"ratios": tensors | {"MoE model of\nminimoe compare": model, "DeepSeek-V3": v3}},
         f"A {size}×{size} tensor in E4M3 with one float32 scale per 1×128 or 128×128 block; the weights of "
         "this project's standard MoE model as stored in 8 bits (embedding, norms and gate stay in float32); "
         "those of DeepSeek-V3, counted from its configuration.",
@@ -143,15 +140,9 @@ def draw_accuracy(figure: Figure, detail: Detail) -> None:
 STORAGE = Experiment(measure_storage, draw_storage, seconds=(1, 1))
 
 ROUNDED_CONSTANTS = Experiment(
-    measure_constants,
-    draw_constants,
-    seconds=(0.1, 0.1),
-    units={"3.14": "%", **{f"π in {fmt}": "%" for fmt in FORMATS}},
+    measure_constants, draw_constants, units={"3.14": "%"} | {f"π in {fmt}": "%" for fmt in FORMATS}
 )
 
 FORMAT_ACCURACY = Experiment(
-    measure_accuracy,
-    draw_accuracy,
-    seconds=(1, 3),
-    units=dict.fromkeys(("E4M3", "bf16", "float32"), "%"),
+    measure_accuracy, draw_accuracy, seconds=(1, 3), units=dict.fromkeys(("E4M3", "bf16", "float32"), "%")
 )

@@ -28,19 +28,19 @@ def outlier_errors(height: int, width: int, seed: int = 0) -> Detail:
     x = torch.randn(height, width, generator=torch.Generator().manual_seed(seed))
     column = width // 3
     others = torch.arange(width) != column
-    noise: dict[str, list[float]] = {block: [] for block in BLOCKS}
-    zeros: dict[str, list[float]] = {block: [] for block in BLOCKS}
-    overall: dict[str, list[float]] = {block: [] for block in BLOCKS}
+    errors: dict[str, dict[str, list[float]]] = {
+        key: {block: [] for block in BLOCKS} for key in ("noise", "zeros", "overall")
+    }
     for factor in FACTORS:
         y = x.clone()
         y[:, column] *= factor
         for name, block in BLOCKS.items():
             rounded = fake_quantize(y, E4M3, block)
             error = measure_error(rounded, y, outliers=torch.tensor([column]))
-            noise[name].append(decibels(error.off_outliers or 0.0))
-            zeros[name].append((rounded[:, others] == 0).double().mean().item())
-            overall[name].append(error.sqnr_db)
-    return {"width": width, "factors": FACTORS, "noise": noise, "zeros": zeros, "overall": overall}
+            errors["noise"][name].append(decibels(error.off_outliers or 0.0))
+            errors["zeros"][name].append((rounded[:, others] == 0).double().mean().item())
+            errors["overall"][name].append(error.sqnr_db)
+    return {"width": width, "factors": FACTORS} | errors
 
 
 def measure(context: RunContext) -> Measured:
@@ -74,10 +74,8 @@ def tables(detail: Detail) -> list[TextTable]:
     rows = []
     for i, factor in enumerate(detail["factors"]):
         if factor >= 100:
-            by_block = ([detail[key][block][i] for key in ("noise", "zeros", "overall")] for block in BLOCKS)
-            cells = [
-                f"{noise:.1f} ({zeros:.0%} zeros; all: {overall:.1f})" for noise, zeros, overall in by_block
-            ]
+            at = {key: [detail[key][block][i] for block in BLOCKS] for key in ("noise", "zeros", "overall")}
+            cells = map("{:.1f} ({:.0%} zeros; all: {:.1f})".format, *at.values())
             rows.append([f"10^{math.log10(factor):.0f}", *cells])
     about = (
         f"One column of {detail['width']} scaled by A: signal to noise in dB of the *other* columns, the "
