@@ -7,18 +7,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
-
 from minimoe.bench import distillation, layers, low_precision, models
-from minimoe.bench.case import BuiltCase, Case, Suite
-from minimoe.bench.distillation import LABELS, TEACHER_LOGITS
+from minimoe.bench.case import Case, Suite
+from minimoe.bench.distillation import LABELS, LOSSES, TEACHER_LOGITS
 from minimoe.bench.layers import FORWARD, FORWARD_BACKWARD, LAYERS, MOE
 from minimoe.bench.low_precision import CODES, FLOAT32, HALF
 from minimoe.experiments.distillation.setup import SETUPS
 from minimoe.experiments.presets import PRESETS
 from minimoe.models.config import ModelConfig
 
-Build = Callable[[Case, torch.device], BuiltCase]
+GENERATED = 24  # tokens per prompt
 
 
 @dataclass(frozen=True)
@@ -70,27 +68,22 @@ QUICK = Plan(
 
 def moe(plan: Plan) -> Iterator[Case]:
     """The layer by tokens, experts, top-k and width; dispatchers; a training step; generation."""
+    case = partial(Case, "moe", tasks=LAYERS, baselines=LAYERS[:2])
+    by_tokens = [plan.shape | {"T": tokens} for tokens in plan.token_sweep]
+    for dtype in plan.dtypes:
+        for direction in (FORWARD, FORWARD_BACKWARD):
+            for shape in shapes(plan) if dtype == plan.dtypes[0] else by_tokens:
+                yield case(f"layer, {direction}", shape=shape, build=layers.build_layers, dtype=dtype)
     for direction in (FORWARD, FORWARD_BACKWARD):
-        for shape in shapes(plan):
-            yield Case("moe", f"layer, {direction}", LAYERS, LAYERS[:2], shape, layers.build_layers)
-    for dtype in plan.dtypes[1:]:
-        for tokens in plan.token_sweep:
-            shape = plan.shape | {"T": tokens}
-            for direction in (FORWARD, FORWARD_BACKWARD):
-                group = f"layer, {direction}"
-                yield Case("moe", group, LAYERS, LAYERS[:2], shape, layers.build_layers, dtype)
-    for direction in (FORWARD, FORWARD_BACKWARD):
-        for tokens in plan.token_sweep:
-            tasks = ("loop", "grouped", "capacity") + (("reference",) if tokens <= 16 else ())
-            shape = plan.shape | {"T": tokens}
+        for shape in by_tokens:
+            tasks = ("loop", "grouped", "capacity") + (("reference",) if shape["T"] <= 16 else ())
             yield Case("moe", f"dispatch, {direction}", tasks, ("loop",), shape, layers.build_dispatchers)
     configs = PRESETS["quick"].models()
     step = partial(models.build_train_step, configs=configs, max_loss_gap=0.5)
-    yield _training_case("moe", "training step", LAYERS, LAYERS[:2], configs[MOE], plan.batch, step)
+    yield case("training step", shape=_model_shape(configs[MOE], plan.batch), build=step)
     generate = partial(models.build_generation, configs=configs)
     for batch in (1, 16):
-        shape = {"B": batch, "T": batch * 24} | _model_shape(configs[MOE])
-        yield Case("moe", "generation", LAYERS, LAYERS[:2], shape, generate)
+        yield case("generation", shape=_model_shape(configs[MOE], batch, GENERATED), build=generate)
 
 
 def shapes(plan: Plan) -> list[dict[str, int]]:
@@ -125,7 +118,8 @@ def fp8(plan: Plan) -> Iterator[Case]:
     dense = ModelConfig(dim=128, n_layers=3, n_heads=2, context=128, hidden_dim=384)
     configs = {FLOAT32: dense, **{recipe: replace(dense, precision=recipe) for recipe in low}}
     step = partial(models.build_train_step, configs=configs, max_loss_gap=0.05)
-    yield _training_case("fp8", "training step", tuple(configs), (FLOAT32,), dense, plan.batch, step)
+    shape = _model_shape(dense, plan.batch)
+    yield Case("fp8", "training step", tuple(configs), (FLOAT32,), shape, step)
     for config in PRESETS["standard"].models().values():
         build = partial(low_precision.build_weights, config=config)
         yield Case("fp8", "weights", (FLOAT32, HALF, CODES), (FLOAT32, HALF), _model_shape(config), build)
@@ -135,23 +129,20 @@ def distill(plan: Plan) -> Iterator[Case]:
     """A student against its teacher, what the teacher's logits add to a step, and the chunked loss."""
     setup = SETUPS["quick"]
     student, configs = setup.student, {"teacher": setup.teacher, "student": setup.student}
-    names = tuple(configs)
-    forward, generate = (
-        partial(build, configs=configs) for build in (models.build_forward_pass, models.build_generation)
-    )
+    case = partial(Case, "distill", tasks=tuple(configs), baselines=("teacher",))
+    forward = partial(models.build_forward_pass, configs=configs)
+    generate = partial(models.build_generation, configs=configs)
     step = partial(models.build_train_step, configs=configs, max_loss_gap=0.5)
     distill_step = partial(distillation.build_distill_step, student=student, teacher=setup.teacher)
     for batch in (1, plan.batch):
-        shape = {"B": batch, "T": batch * student.context} | _model_shape(student)
-        yield Case("distill", "forward pass", names, ("teacher",), shape, forward)
-        yield Case("distill", "generation", names, ("teacher",), shape | {"T": batch * 24}, generate)
-    yield _training_case("distill", "training step", names, ("teacher",), student, plan.batch, step)
-    tasks = (LABELS, TEACHER_LOGITS)
-    yield _training_case("distill", "distillation step", tasks, tasks[:1], student, plan.batch, distill_step)
+        yield case("forward pass", shape=_model_shape(student, batch), build=forward)
+        yield case("generation", shape=_model_shape(student, batch, GENERATED), build=generate)
+    shape, signals, losses = _model_shape(student, plan.batch), (LABELS, TEACHER_LOGITS), tuple(LOSSES)
+    yield case("training step", shape=shape, build=step)
+    yield Case("distill", "distillation step", signals, signals[:1], shape, distill_step)
     for tokens in (2 * plan.tokens, 8 * plan.tokens):
         shape = {"T": tokens, "V": plan.vocabulary, "D": student.dim}
-        tasks = ("plain", "chunked")
-        yield Case("distill", "chunked loss", tasks, tasks[:1], shape, distillation.build_chunked_loss)
+        yield Case("distill", "chunked loss", losses, losses[:1], shape, distillation.build_chunked_loss)
 
 
 SUITES: dict[Suite, Callable[[Plan], Iterator[Case]]] = {"moe": moe, "fp8": fp8, "distill": distill}
@@ -162,14 +153,8 @@ def cases(plan: Plan, suites: tuple[Suite, ...] = ("moe", "fp8", "distill")) -> 
     return [case for suite in suites for case in SUITES[suite](plan)]
 
 
-def _model_shape(config: ModelConfig) -> dict[str, int]:
+def _model_shape(config: ModelConfig, batch: int | None = None, length: int | None = None) -> dict[str, int]:
+    """A model's sizes, after those of a batch of sequences of ``length`` tokens (default: the context)."""
     width = {"E": config.n_experts, "K": config.top_k} if config.n_experts else {"H": config.hidden_dim}
-    return {"D": config.dim, "layers": config.n_layers} | width
-
-
-def _training_case(
-    suite: Suite, group: str, tasks: tuple[str, ...], baselines: tuple[str, ...], config: ModelConfig,
-    batch: int, build: Build,
-) -> Case:  # fmt: skip
-    shape = {"B": batch, "T": batch * config.context} | _model_shape(config)
-    return Case(suite, group, tasks, baselines, shape, build)
+    sizes = {} if batch is None else {"B": batch, "T": batch * (length or config.context)}
+    return sizes | {"D": config.dim, "layers": config.n_layers} | width
