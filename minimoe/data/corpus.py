@@ -72,13 +72,13 @@ class Corpus:
             for i in range(0, per_domain, size):
                 yield _as_batch(rows[i : i + size], [domain] * len(rows[i : i + size]))
 
-    def part(self, share: float) -> "Corpus":
-        """The first ``share`` of each domain's training text, all of the validation text."""
-        if not 0 < share <= 1:
-            raise ValueError(f"share ({share}) of the training text must be above 0 and at most 1")
-        if share == 1:
+    def part(self, data_fraction: float) -> "Corpus":
+        """The first ``data_fraction`` of each domain's training text, all of the validation text."""
+        if not 0 < data_fraction <= 1:
+            raise ValueError(f"data_fraction ({data_fraction}) must be above 0 and at most 1")
+        if data_fraction == 1:
             return self
-        train = tuple(data[: round(share * len(data))] for data in self.train)
+        train = tuple(data[: round(data_fraction * len(data))] for data in self.train)
         return replace(self, train=train, fingerprint=_fingerprint(self.domains, train, self.validation))
 
     def check(self, context: int, vocab_size: int = 256) -> None:

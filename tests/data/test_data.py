@@ -194,6 +194,6 @@ def test_a_part_is_the_beginning_of_each_domain(corpus):
     assert part.validation == corpus.validation
     assert part.fingerprint != corpus.fingerprint
     assert corpus.part(1) is corpus
-    for share in (0, 1.5):
-        with pytest.raises(ValueError, match=rf"share \({share}\)"):
-            corpus.part(share)
+    for fraction in (0, 1.5):
+        with pytest.raises(ValueError, match=rf"data_fraction \({fraction}\)"):
+            corpus.part(fraction)

@@ -307,7 +307,7 @@ def test_a_given_teacher(text, capsys, tmp_path):
         (["--seeds", "0"], "--seeds (0)"),
         (["--baseline-factor", "0"], "--baseline-factor (0)"),
         (["--temperature", "0"], "temperature (0.0) must be above 0"),
-        (["--data-fraction", "2"], "(2.0)"),
+        (["--data-fraction", "2"], "data_fraction (2.0) must be above 0"),
         (["--data-fraction", "0.0001"], "a sequence needs context + 1 (33)"),
         (["--teacher-tokens", "0"], "teacher_tokens (0) must be at least 1"),
         (["--methods", "magic"], "there is no 'magic'; choose among alone, "),
