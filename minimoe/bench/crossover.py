@@ -17,9 +17,9 @@ def verdict(ratio: Record) -> Literal["faster", "slower", "even"]:
     return "slower" if ratio["low"] > 1 else "even"
 
 
-def moe_layers(records: Iterable[Record], direction: str) -> list[Record]:
-    """The MoE layer's records in one direction, in float32 or else the first dtype in the alphabet."""
-    rows = [r for r in records if r["task"] == MOE and r["group"] == f"layer, {direction}"]
+def layer_records(records: Iterable[Record], direction: str) -> list[Record]:
+    """The layers' records in one direction, in float32 or else the first dtype in the alphabet."""
+    rows = [r for r in records if r["group"] == f"layer, {direction}"]
     dtypes = {row["dtype"] for row in rows}
     chosen = "float32" if "float32" in dtypes else min(dtypes, default="")
     return [row for row in rows if row["dtype"] == chosen]
@@ -27,7 +27,7 @@ def moe_layers(records: Iterable[Record], direction: str) -> list[Record]:
 
 def token_sweeps(records: Iterable[Record], direction: str) -> dict[int, list[Record]]:
     """By E, the records of at least two T that differ in T alone, at the most frequent K, D and H."""
-    rows = moe_layers(records, direction)
+    rows = [row for row in layer_records(records, direction) if row["task"] == MOE]
     sizes = [tuple(row["shape"][letter] for letter in "KDH") for row in rows]
     usual = max(sizes, key=sizes.count, default=())
     by_experts: dict[int, list[Record]] = {}

@@ -22,10 +22,10 @@ LEGEND = {
 def print_bench(data: dict[str, Any], console: Console) -> None:
     """Print the ratios by suite and group, the sentences, and the machine."""
     headings = ["", "rows", "noisy", "time", "min", "max", "theory", "peak", "bytes"]
-    shown = [i for i, name in enumerate(headings) if console.width >= WIDE or name not in NARROW]
-    table = rich_table(
-        "Time relative to the baseline (geometric mean of the rows)", [headings[i] for i in shown]
-    )
+    hidden = () if console.width >= WIDE else NARROW
+    shown = [i for i, name in enumerate(headings) if name not in hidden]
+    title = "Time relative to the baseline (geometric mean of the rows)"
+    table = rich_table(title, [headings[i] for i in shown])
     by_group = groupby(data["summary"], key=lambda row: (row["suite"], row["group"], row["dtype"]))
     for (suite, group, dtype), rows in by_group:
         table.add_row(f"{suite}: {group}" + ("" if dtype == "float32" else f", {dtype}"), style="bold")
@@ -34,16 +34,14 @@ def print_bench(data: dict[str, Any], console: Console) -> None:
             table.add_row(*(cells[i] for i in shown))
     console.print(table)
     for name, meaning in LEGEND.items():
-        if console.width >= WIDE or name not in NARROW:
+        if name not in hidden:
             console.print(f"{name}: {meaning}", style="dim")
     console.print()
-    for suite, sentences in data["sentences"].items():
-        console.print(f"[bold]{suite}[/bold]")
+    training = {} if data["training"] is None else {"training by loss": [data["training"]["verdict"]]}
+    for subject, sentences in (data["sentences"] | training).items():
+        console.print(f"[bold]{subject}[/bold]")
         for sentence in sentences:
             console.print(Padding(sentence, (0, 0, 0, 2)), highlight=False)
-    if data["training"] is not None:
-        console.print("[bold]training by loss[/bold]")
-        console.print(Padding(data["training"]["verdict"], (0, 0, 0, 2)), highlight=False)
     console.print(f"\n{describe_run(data)}", highlight=False)
 
 
@@ -64,13 +62,16 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}" if value < 100 else f"{value:.0f}"
 
 
+def describe_threads(machine: dict[str, Any]) -> str:
+    return "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+
+
 def describe_run(data: dict[str, Any]) -> str:
     """Peaks, machine, threads, versions."""
     machine, peaks = data["machine"], data["peaks"]
     rates = ", ".join(f"{rate / 1e9:.0f} GFLOP/s {dtype}" for dtype, rate in peaks["flops"].items())
-    threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
     return (
         f"Measured peaks: {rates}, {peaks['bandwidth'] / 1e9:.1f} GB/s. {machine['processor']} "
-        f"({machine['device']}), {threads}; minimoe {data['version']}, torch {machine['torch']}, Python "
-        f"{machine['python']}; {len(data['records'])} records in {data['seconds']:.0f} s."
+        f"({machine['device']}), {describe_threads(machine)}; minimoe {data['version']}, torch "
+        f"{machine['torch']}, Python {machine['python']}; {len(data['records'])} records in {data['seconds']:.0f} s."
     )

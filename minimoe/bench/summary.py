@@ -21,11 +21,10 @@ def summarize(records: Iterable[Record]) -> list[Record]:
     ratio of memory. Baselines are not compared with each other."""
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
-        if record["task"] in record["against"]:
-            continue
-        for baseline, ratio in record["against"].items():
+        baselines = {} if record["task"] in record["against"] else record["against"]
+        for baseline, ratio in baselines.items():
             key = (record["suite"], record["group"], record["dtype"], record["task"], baseline)
-            groups.setdefault(key, []).append(ratio | {"share": record["share_of_peak"]})
+            groups.setdefault(key, []).append(ratio | {"share_of_peak": record["share_of_peak"]})
     return [
         dict(zip(("suite", "group", "dtype", "task", "against"), key, strict=True)) | _row(ratios)
         for key, ratios in groups.items()
@@ -37,12 +36,10 @@ def _row(ratios: list[Record]) -> Record:
     return {
         "rows": len(ratios),
         "noisy": sum(bool(ratio["noisy"]) for ratio in ratios),
-        "mean": geometric_mean(times) if times else None,
+        "mean": _mean_of(ratios, "ratio"),
         "least": min(times, default=None),
         "largest": max(times, default=None),
-        "predicted": _mean_of(ratios, "predicted"),
-        "memory": _mean_of(ratios, "memory"),
-        "share_of_peak": _mean_of(ratios, "share"),
+        **{key: _mean_of(ratios, key) for key in ("predicted", "memory", "share_of_peak")},
     }
 
 
@@ -55,11 +52,8 @@ def sentences(records: Sequence[Record]) -> dict[str, list[str]]:
     """What each suite's figures show."""
     rows = summarize(records)
     crossovers = (describe_crossovers(records, *comparison) for comparison in COMPARISONS)
-    by_suite = {
-        "moe": _moe(rows) + [sentence for sentence in crossovers if sentence],
-        "fp8": _fp8(rows),
-        "distill": _distill(rows),
-    }
+    moe = _moe(rows) + [sentence for sentence in crossovers if sentence]
+    by_suite = {"moe": moe, "fp8": _fp8(rows), "distill": _distill(rows)}
     return {suite: suite_sentences for suite, suite_sentences in by_suite.items() if suite_sentences}
 
 
@@ -86,15 +80,12 @@ def _basis(count: int) -> str:
 
 def _moe(rows: list[Record]) -> list[str]:
     result = []
-    for group, work in (
-        ("layer", "As a layer"),
-        ("training", "In a training step"),
-        ("gen", "In generation"),
-    ):
+    places = {"layer": "As a layer", "training": "In a training step", "gen": "In generation"}
+    for group, place in places.items():
         active, total = (_timed(rows, "moe", group, rival) for rival in (DENSE_ACTIVE, DENSE_TOTAL))
         if active and total:
             result.append(
-                f"{work}, the MoE took {_overall(active)} times as long as a dense network with its active "
+                f"{place}, the MoE took {_overall(active)} times as long as a dense network with its active "
                 f"parameters and {_overall(total)} times as long as one with its total parameters "
                 f"({_basis(sum(row['rows'] for row in active))})."
             )
@@ -103,7 +94,7 @@ def _moe(rows: list[Record]) -> list[str]:
 
 def _fp8(rows: list[Record]) -> list[str]:
     result = []
-    for group, what in (("matmul", "matmul"), ("linear", "linear layer"), ("training", "training step")):
+    for group, what in {"matmul": "matmul", "linear": "linear layer", "training": "training step"}.items():
         candidates = _timed(rows, "fp8", group, "float32")
         if candidates:
             best, worst = (pick(candidates, key=lambda row: row["mean"]) for pick in (min, max))
@@ -124,13 +115,10 @@ def _fp8(rows: list[Record]) -> list[str]:
 
 
 def _distill(rows: list[Record]) -> list[str]:
+    places = {"forward": "a forward pass", "gen": "generation", "training": "a training step"}
     clauses = [
-        f"{_overall(timed)} in {work}"
-        for group, work in (
-            ("forward", "a forward pass"),
-            ("gen", "generation"),
-            ("training", "a training step"),
-        )
+        f"{_overall(timed)} in {place}"
+        for group, place in places.items()
         if (timed := _timed(rows, "distill", group))
     ]
     result = [f"Of its teacher's time, the student took {', '.join(clauses)}."] if clauses else []
