@@ -1,4 +1,4 @@
-"""[speed] EPLB, the expert-parallel load balancer: places experts and replicas of busy ones on ranks.
+"""[portability] EPLB, the expert-parallel load balancer: places experts and replicas of busy ones on ranks.
 
 Under expert parallelism a step takes as long as its busiest rank. The gate determines how many tokens an
 expert gets, but the expert may be on any rank. DeepSeek-V3 (arXiv 2412.19437, section 3.4.1) measures loads

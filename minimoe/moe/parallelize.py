@@ -1,4 +1,4 @@
-"""[speed] Apply expert parallelism to a model: divide the experts of its layers among processes, in place."""
+"""[portability] Applies expert parallelism to a model: divides its experts among processes, in place."""
 
 from typing import TypeVar
 

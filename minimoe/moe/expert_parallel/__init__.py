@@ -1,4 +1,4 @@
-"""[speed] Expert parallelism: the experts of a layer divided among processes, one share on each.
+"""[portability] Expert parallelism: the experts of a layer divided among processes, one share on each.
 
 In reading order: ``dispatcher`` (the forward pass of such a layer: dispatch, experts, combine),
 ``all_to_all`` (the exchange of rows between processes, with its gradient), ``row_format`` (how rows are

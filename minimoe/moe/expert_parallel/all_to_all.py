@@ -1,4 +1,4 @@
-"""[speed] An asynchronous all-to-all exchange of rows between processes, with its gradient.
+"""[portability] An asynchronous all-to-all exchange of rows between processes, with its gradient.
 
     handle = exchange.start(x, weights, ids)       begins to send, and returns at once
     ...                                            other work, such as the shared expert

@@ -1,4 +1,4 @@
-"""[speed] Expert parallelism: the forward pass of a layer whose experts are divided among processes.
+"""[portability] Expert parallelism: the forward pass of a layer whose experts are divided among processes.
 
 Process p of a group of P holds experts p * E/P to (p + 1) * E/P - 1. Dispatch sends a token once to each
 process that has any of its experts, with their weights; combine returns the weighted sum over the experts

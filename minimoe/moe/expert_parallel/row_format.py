@@ -1,4 +1,4 @@
-"""[speed] The row format of expert parallelism: how a token's numbers are packed into bytes to be sent.
+"""[portability] The row format of expert parallelism: how a token's numbers are packed into bytes to be sent.
 
 A row is one token sent to one process, or its result sent back. ``full`` sends numbers as the layer has them,
 ``bf16`` in 16 bits, ``fp8`` in 8 bits (E4M3) with one power-of-two scale per 128 numbers, as DeepSeek-V3
