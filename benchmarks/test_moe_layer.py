@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from minimoe.moe import MoE, SwiGLU
-from minimoe.tools.memory import bytes_kept_for_backward
+from minimoe.tools.memory import saved_activation_bytes
 from minimoe.tools.timing import interleaved_seconds
 
 CASES = {  # T, E, K, D, H, backward, layers in a row
@@ -141,7 +141,7 @@ def test_memory_kept_for_backward(benchmark, rounds):
     tokens = 2048 if rounds > 1 else 32
     built = layers(64, 8, 512, 128, BACKENDS[:2])
     x = torch.randn(tokens, 512, requires_grad=True)
-    kept = {name: bytes_kept_for_backward(layer, x) for name, layer in built.items()}
+    kept = {name: saved_activation_bytes(layer, x) for name, layer in built.items()}
     times = {name: value / kept["dense"] for name, value in kept.items()}
     benchmark.extra_info.update({f"kept_{name}": value for name, value in kept.items()})
     print(

@@ -31,7 +31,7 @@ from minimoe.precision import (
     round_to,
 )
 from minimoe.precision.backends import multiplies_bf16_fast
-from minimoe.tools.memory import bytes_held
+from minimoe.tools.memory import weight_bytes
 from minimoe.tools.timing import interleaved_seconds
 
 MILLION = 1 << 20
@@ -109,7 +109,7 @@ def test_bytes_of_a_quantized_model(benchmark, model):
     full = sum(p.nbytes for p in GPT(config).parameters())
     low = GPT(replace(config, precision="deepseek-v3"))
     quantize_weights_(low)
-    codes = bytes_held(low)
+    codes = weight_bytes(low)
     benchmark.group = "bytes of a model"
     benchmark.extra_info.update(float32=full, bf16=full // 2, codes=codes)
     print(

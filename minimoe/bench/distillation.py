@@ -27,7 +27,7 @@ from minimoe.distill.losses import kd_loss
 from minimoe.distill.teachers import LogitTeacher
 from minimoe.distill.trainer import DistillationTrainer
 from minimoe.models.config import ModelConfig
-from minimoe.tools.memory import bytes_kept_for_backward
+from minimoe.tools.memory import saved_activation_bytes
 from minimoe.training.trainer import Trainer
 
 LABELS, TEACHER_LOGITS = "labels", "teacher logits"
@@ -104,7 +104,7 @@ def build_chunked_loss(case: Case, device: torch.device) -> BuiltCase:
             require_close(f"chunked, {name}", actual, expected, 1e-4)
 
     def memory() -> dict[str, int]:
-        return {name: bytes_kept_for_backward(loss, hidden_TD) for name, loss in losses.items()}
+        return {name: saved_activation_bytes(loss, hidden_TD) for name, loss in losses.items()}
 
     tasks = {name: partial(gradients, loss) for name, loss in losses.items()}
     # Four matmuls; the logits of both, written and read.

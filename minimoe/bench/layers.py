@@ -13,7 +13,7 @@ from minimoe.cost import dense_width, expected_active_experts
 from minimoe.moe import Experts, MoE, Routing, SwiGLU, route
 from minimoe.moe.arguments import Dispatch
 from minimoe.moe.dispatch.capacity import expert_capacity
-from minimoe.tools.memory import bytes_kept_for_backward
+from minimoe.tools.memory import saved_activation_bytes
 from minimoe.tools.timing import Task
 
 FORWARD, FORWARD_BACKWARD = "forward", "forward+backward"
@@ -56,7 +56,7 @@ def build_layers(case: Case, device: torch.device) -> BuiltCase:
 
     def memory() -> dict[str, int]:
         x = x_TD.detach().requires_grad_()
-        return {name: bytes_kept_for_backward(network, x) for name, network in networks.items()}
+        return {name: saved_activation_bytes(network, x) for name, network in networks.items()}
 
     read = weights[MOE] - routed * (1 - expected_active_experts(E, K, T) / E)
     work = {name: layer_work(case, weights[name], weights[name], weights[name]) for name in networks}

@@ -34,7 +34,7 @@ from minimoe.precision.analysis import BoundKind
 from minimoe.precision.arguments import Block
 from minimoe.precision.backends import multiplies_bf16_fast
 from minimoe.testing.bounds import assert_within_bound
-from minimoe.tools.memory import bytes_held
+from minimoe.tools.memory import weight_bytes
 from minimoe.tools.timing import Task
 
 BLOCKS: dict[str, Block | None] = {"1x128": (1, 128), "128x128": (128, 128), "tensor": None}
@@ -163,6 +163,6 @@ def build_weights(case: Case, device: torch.device, *, config: ModelConfig) -> B
 
     def memory() -> dict[str, int]:
         quantize_weights_(low)
-        return {FLOAT32: bytes_held(full), CODES: bytes_held(low), HALF: bytes_held(full.bfloat16())}
+        return {FLOAT32: weight_bytes(full), CODES: weight_bytes(low), HALF: weight_bytes(full.bfloat16())}
 
     return BuiltCase(check, {}, {}, memory)

@@ -20,7 +20,7 @@ from minimoe.experiments.presets import COMPARABLE
 from minimoe.models.config import ModelConfig
 from minimoe.models.generation import generate
 from minimoe.models.gpt import GPT
-from minimoe.tools.memory import bytes_held
+from minimoe.tools.memory import weight_bytes
 from minimoe.tools.timing import Task
 from minimoe.training.config import TrainConfig
 from minimoe.training.trainer import Trainer
@@ -90,7 +90,7 @@ def build_forward_pass(case: Case, device: torch.device, *, configs: Configs) ->
 
     tasks = {name: partial(forward, model, tokens_BL) for name, model in models.items()}
     work = {name: _forward_work(config, [B * L]) for name, config in configs.items()}
-    memory = {name: bytes_held(model) for name, model in models.items()}
+    memory = {name: weight_bytes(model) for name, model in models.items()}
     return BuiltCase(check, tasks, work, lambda: memory)
 
 

@@ -1,4 +1,4 @@
-"""The text that models are trained on."""
+"""Text to train on."""
 
 from minimoe.data.corpus import Batch, Corpus, check_data, load_corpus
 

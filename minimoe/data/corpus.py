@@ -1,8 +1,8 @@
-"""Text as training data: domains, a split by document, and batches that depend on (seed, step) alone.
+"""The corpus: byte-level text in domains, split by document, with batches that depend on (seed, step) only.
 
-Bytes are the vocabulary (V = 256): nothing to train, and bits per byte compare across texts. Documents
-are joined by a zero byte, which text does not contain. Each sequence of a batch comes from one domain,
-and the batch says which.
+The vocabulary is bytes (V = 256), so no tokenizer is trained and bits per byte are comparable across texts.
+Documents are joined by a zero byte, which text does not contain. Each sequence of a batch comes from one
+domain, which the batch names.
 
 Dimensions: B batch, L sequence length.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from minimoe.data.sources import SOURCES, Document, folder_domains
 
-ALL = "all"  # in a dictionary of domains: their mean
+ALL = "all"  # key of the mean in a dictionary of domains
 END_OF_DOCUMENT = b"\0"
 
 DEFAULT_DOMAINS = ("programming", "physics", "graphs", "reference")
@@ -30,7 +30,7 @@ GROUPS = {"default": DEFAULT_DOMAINS, "article": ARTICLE_DOMAINS, "all": tuple(S
 
 
 class Batch(NamedTuple):
-    """Sequences, what follows each of their bytes, and the domain each was drawn from."""
+    """Sequences, the next byte at every position, and the domain of each sequence."""
 
     tokens_BL: Tensor
     targets_BL: Tensor
@@ -42,18 +42,18 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Corpus:
-    """Train and validation bytes of each domain, and what they are."""
+    """Training and validation bytes of each domain."""
 
     domains: tuple[str, ...]
-    train: tuple[np.ndarray, ...]  # uint8, one array a domain
+    train: tuple[np.ndarray, ...]  # uint8, one array per domain
     validation: tuple[np.ndarray, ...]
-    sources: tuple[str, ...]  # where each domain's text came from, with versions
-    fingerprint: str  # of every byte above
+    sources: tuple[str, ...]  # origin of each domain's text, with versions
+    fingerprint: str  # hash of all names and bytes above
 
     def batch(self, seed: int, step: int, size: int, context: int, *, micro: int = 0, device="cpu") -> Batch:
-        """Batch number ``step`` of the run ``seed``: the same whatever was drawn before it.
+        """The batch of a step, which depends only on (seed, step, micro).
 
-        Domains share the batch evenly (a remainder goes round with the step); places are uniform.
+        Domains have equal shares of the batch (a remainder rotates with the step); positions are uniform.
         """
         rng = np.random.default_rng((seed, step, micro))
         domains = (np.arange(size) + step * size) % len(self.domains)
@@ -64,8 +64,8 @@ class Corpus:
         return _as_batch(rows, domains).to(device)
 
     def validation_batches(self, context: int, per_domain: int, size: int) -> Iterator[Batch]:
-        """``per_domain`` windows of each domain, evenly spaced over its validation text, in batches of
-        one domain each. The same windows at every call."""
+        """``per_domain`` windows of each domain, evenly spaced over its validation text, in batches of one
+        domain each. Every call returns the same windows."""
         for domain, data in enumerate(self.validation):
             starts = np.linspace(0, len(data) - context - 1, per_domain).astype(int)
             rows = [data[start : start + context + 1] for start in starts]
@@ -73,7 +73,7 @@ class Corpus:
                 yield _as_batch(rows[i : i + size], [domain] * len(rows[i : i + size]))
 
     def part(self, data_fraction: float) -> "Corpus":
-        """The first ``data_fraction`` of each domain's training text, all of the validation text."""
+        """The first ``data_fraction`` of each domain's training text, and all of the validation text."""
         if not 0 < data_fraction <= 1:
             raise ValueError(f"data_fraction ({data_fraction}) must be above 0 and at most 1")
         if data_fraction == 1:
@@ -82,15 +82,15 @@ class Corpus:
         return replace(self, train=train, fingerprint=_fingerprint(self.domains, train, self.validation))
 
     def check(self, context: int, vocab_size: int = 256) -> None:
-        """Raise ValueError where a domain is too short for one sequence, or a vocabulary for bytes."""
+        """Raise ValueError if a domain is shorter than one sequence, or the vocabulary smaller than 256."""
         if vocab_size < 256:
-            raise ValueError(f"vocab_size ({vocab_size}) must be at least 256: text is bytes")
+            raise ValueError(f"vocab_size ({vocab_size}) must be at least 256, because tokens are bytes")
         for part, arrays in (("training", self.train), ("validation", self.validation)):
             for name, data in zip(self.domains, arrays, strict=True):
                 if len(data) < context + 1:
                     raise ValueError(
-                        f"domain {name} has {len(data)} bytes of {part} text, a sequence needs "
-                        f"context + 1 ({context + 1}); add text or lower the context"
+                        f"domain {name} has {len(data)} bytes of {part} text, but a sequence needs "
+                        f"context + 1 ({context + 1}); add text or reduce the context"
                     )
 
 
@@ -110,13 +110,13 @@ def load_corpus(
     Args:
         data: ``default`` (programming, physics, graphs, reference), ``article`` (poetry, programming,
             biology, physics), ``all``, names of domains joined by commas, or a folder of your own text
-            files, each of its sub-folders a domain.
-        train_bytes, validation_bytes: the size of each domain. For a folder they are upper limits: a
-            tenth of a domain, at most ``validation_bytes``, is held back.
+            files, with one sub-folder per domain.
+        train_bytes, validation_bytes: size of each domain. For a folder they are upper limits: a tenth of
+            each domain, at most ``validation_bytes``, is held out for validation.
 
     Raises:
-        ValueError: no such domain or folder, a package that is missing, a file that is not text, too
-            little text; each with what to do.
+        ValueError: an unknown domain or folder, a missing package, a file that is not text, or too little
+            text; the message says what to do.
     """
     if train_bytes < 1 or validation_bytes < 1:
         raise ValueError(
@@ -135,7 +135,7 @@ def load_corpus(
 
 
 def check_data(data: str | Path) -> tuple[str, ...]:
-    """The names of the known text that ``data`` means, none for a folder. Reads nothing.
+    """The built-in domains that ``data`` names; empty for a folder. Reads no text.
 
     Raises:
         ValueError: it is neither.
@@ -146,8 +146,8 @@ def check_data(data: str | Path) -> tuple[str, ...]:
     if Path(data).is_dir():
         return ()
     raise ValueError(
-        f"{str(data)!r} is neither a folder nor known text; "
-        f"choose {', '.join(GROUPS)}, or among {', '.join(SOURCES)}"
+        f"{str(data)!r} is neither a folder nor a domain; choose one of {', '.join(GROUPS)}, or domains "
+        f"among {', '.join(SOURCES)}"
     )
 
 
@@ -155,11 +155,11 @@ def _built_in(name: str, train_bytes: int, validation_bytes: int) -> tuple[np.nd
     try:
         train, validation = split(SOURCES[name].documents(), train_bytes, validation_bytes)
     except ValueError as error:
-        raise ValueError(f"domain {name} cannot be read: {error}") from None
+        raise ValueError(f"could not read domain {name}: {error}") from None
     if len(train) < train_bytes:
         raise ValueError(
-            f"domain {name} has only {len(train):,} bytes of training text on this machine, "
-            f"{train_bytes:,} were asked for; lower train_bytes"
+            f"domain {name} has only {len(train):,} bytes of training text on this machine, not "
+            f"{train_bytes:,}; reduce train_bytes"
         )
     return train, validation
 
@@ -171,8 +171,8 @@ def _from_folder(
     train, validation = split(iter(documents), train_bytes, min(validation_bytes, size // 10))
     if len(train) == 0 or len(validation) == 0:
         raise ValueError(
-            f"domain {name} has {size} bytes in {len(documents)} document(s), too little to hold "
-            "some back for validation; add text"
+            f"domain {name} has {size} bytes in {len(documents)} document(s), too little to hold some "
+            "out for validation; add text"
         )
     return train, validation
 
@@ -180,11 +180,11 @@ def _from_folder(
 def split(
     documents: Iterator[Document], train_bytes: int, validation_bytes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fill validation, then training, with documents in the order they come; each text once.
+    """Fill the validation and then the training text with documents, in order -> (train, validation).
 
-    A document is cut where it overfills a part, and in validation at a tenth of it (at 4,000 bytes if that
-    is more), so that no single document speaks for a domain; the rest of it is dropped. No document, and no
-    exact copy of one, lies on both sides.
+    A document is truncated where a part is full, and in validation to a tenth of the part (or to 4,000 bytes
+    if that is more), so that no single document dominates a domain. Exact copies are dropped, so no document
+    is on both sides.
     """
     seen: set[bytes] = set()
     parts = []

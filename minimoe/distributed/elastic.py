@@ -1,4 +1,4 @@
-"""Starting under ``torchrun``: joining the process group, and reporting a peer that died or stalled.
+"""[portability] Starting under ``torchrun``: joining the process group, and reporting a lost or stalled peer.
 
 A process that dies takes the others down with it, within the timeout; ``torchrun --max-restarts`` starts all
 of them again, and they resume from the last checkpoint.

@@ -1,9 +1,8 @@
-"""Memory: having freed blocks kept, and counting what autograd keeps.
+"""[speed] Makes glibc keep freed memory for reuse, which saves a third of a small training step on Linux.
 
-Keeping freed blocks is worth a third of a small training step's time on Linux CPUs. glibc gives blocks of
-more than 32 MB (and, early in a process, of 128 KB) back to the kernel when they are freed, and the kernel
-hands out zeroed pages one fault at a time when they are wanted again. A training step wants the same blocks
-every time, so it pays for that in every step.
+By default glibc returns freed blocks of more than 32 MB (early in a process, of more than 128 KB) to the
+kernel, which hands out zeroed pages again, one page fault at a time. A training step needs the same blocks
+every time and pays for that in every step.
 """
 
 import ctypes
@@ -13,9 +12,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Have the C library keep freed blocks for the rest of this process; False where it cannot be told.
+    """Keep freed blocks for the rest of this process; False where the C library does not support it.
 
-    The process then never shrinks; its peak stays what it was.
+    The process then never shrinks; its peak memory is unchanged.
     """
     if not sys.platform.startswith("linux"):
         return False

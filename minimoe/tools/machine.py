@@ -1,7 +1,4 @@
-"""Records: what a run did, one JSON object a line, so that a killed run leaves whole lines behind.
-
-Every line carries ``kind``: ``run`` (the first: configuration, data, machine), ``step``, ``evaluation``.
-"""
+"""[portability] The machine: its description, stored with every measurement, and the choice of a device."""
 
 import os
 import platform
@@ -14,7 +11,7 @@ from minimoe.tools.records import Record
 
 
 def describe_machine(device: str | torch.device) -> Record:
-    """What a figure depends on beside the code: processor, threads, versions."""
+    """Processor, threads and versions, on which measurements depend."""
     device = torch.device(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
@@ -38,19 +35,19 @@ def _processor() -> str:
 
 
 def pick_device(name: str) -> str:
-    """``auto`` -> cuda, mps or cpu, whichever is there first; any other name is checked.
+    """The first available of cuda, mps and cpu for ``auto``; any other name is checked.
 
     Raises:
-        ValueError: there is no such device here.
+        ValueError: the device is not available.
     """
-    there = {
+    available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
     if name == "auto":
-        return next(device for device, present in there.items() if present)
-    if not there.get(name.split(":")[0], False):
-        present = ", ".join(device for device, here in there.items() if here)
-        raise ValueError(f"there is no device {name!r} here; available: {present}")
+        return next(device for device, present in available.items() if present)
+    if not available.get(name.split(":")[0], False):
+        names = ", ".join(device for device, present in available.items() if present)
+        raise ValueError(f"device {name!r} is not available; choose one of {names}")
     return name

@@ -1,10 +1,4 @@
-"""Memory: having freed blocks kept, and counting what autograd keeps.
-
-Keeping freed blocks is worth a third of a small training step's time on Linux CPUs. glibc gives blocks of
-more than 32 MB (and, early in a process, of 128 KB) back to the kernel when they are freed, and the kernel
-hands out zeroed pages one fault at a time when they are wanted again. A training step wants the same blocks
-every time, so it pays for that in every step.
-"""
+"""[evidence] Memory measured in bytes: a module's weights, and the activations that autograd saves."""
 
 import weakref
 
@@ -12,33 +6,32 @@ import torch
 from torch import Tensor, nn
 
 
-class _Kept:
-    """A tensor that autograd has put away; it lives as long as the graph does."""
+class _Saved:
+    """Holds a tensor that autograd saved; it lives as long as the graph."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
 
 
-def bytes_kept_for_backward(module: nn.Module, x: Tensor) -> int:
-    """What autograd keeps between forward and backward of ``module(x)``, in bytes: every storage once,
-    without x itself, parameters and buffers, which are there anyhow, and without what a graph inside the
-    forward pass has kept and given back."""
-    known = {t.untyped_storage().data_ptr() for t in (x, *module.parameters(), *module.buffers())}
-    alive: weakref.WeakSet[_Kept] = weakref.WeakSet()
+def saved_activation_bytes(module: nn.Module, x: Tensor) -> int:
+    """Bytes that autograd saves between forward and backward of ``module(x)``. Each storage counts once; x,
+    parameters and buffers do not count, nor does what a graph inside the forward pass saved and released."""
+    excluded = {t.untyped_storage().data_ptr() for t in (x, *module.parameters(), *module.buffers())}
+    alive: weakref.WeakSet[_Saved] = weakref.WeakSet()
 
-    def put_away(tensor: Tensor) -> _Kept:
-        kept = _Kept(tensor)
-        alive.add(kept)
-        return kept
+    def pack(tensor: Tensor) -> _Saved:
+        saved = _Saved(tensor)
+        alive.add(saved)
+        return saved
 
-    with torch.autograd.graph.saved_tensors_hooks(put_away, lambda kept: kept.tensor):
-        y = module(x)  # alive until counted, and its graph with it
-    storages = [kept.tensor.untyped_storage() for kept in alive]
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
+        y = module(x)  # keeps the graph alive until the bytes are counted
+    storages = [saved.tensor.untyped_storage() for saved in alive]
     sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
     del y
-    return sum(size for place, size in sizes.items() if place not in known)
+    return sum(size for pointer, size in sizes.items() if pointer not in excluded)
 
 
-def bytes_held(module: nn.Module) -> int:
-    """Of a module's parameters and persistent buffers."""
+def weight_bytes(module: nn.Module) -> int:
+    """Bytes of a module's parameters and persistent buffers."""
     return sum(tensor.nbytes for tensor in module.state_dict().values())

@@ -1,6 +1,6 @@
-"""Records: what a run did, one JSON object a line, so that a killed run leaves whole lines behind.
+"""Records of a run in JSON Lines: one object per line, so that a killed run leaves complete lines.
 
-Every line carries ``kind``: ``run`` (the first: configuration, data, machine), ``step``, ``evaluation``.
+Every line has a ``kind``: ``run`` (the first: configuration, data, machine), ``step`` or ``evaluation``.
 """
 
 import json
@@ -14,13 +14,13 @@ Record = dict[str, Any]
 
 
 def append(path: Path, record: Record) -> None:
-    """Add one line. Raises OSError where the disk is full."""
+    """Add one line. Raises OSError if the disk is full."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
 
 def read(path: Path) -> Iterator[Record]:
-    """The records of a file; a last line that a kill cut short is passed over."""
+    """The records of a file, without a last line that was cut short by a kill."""
     if not path.exists():
         return
     with path.open(encoding="utf-8") as file:
@@ -29,7 +29,7 @@ def read(path: Path) -> Iterator[Record]:
                 yield json.loads(line)
 
 
-def cut_after(path: Path, step: int) -> None:
-    """Drop what was recorded after ``step``: a resumed run records it again."""
-    kept = [record for record in read(path) if record.get("step", 0) <= step]
-    write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
+def truncate_after(path: Path, step: int) -> None:
+    """Drop the records after ``step``, because a resumed run writes them again."""
+    remaining = [record for record in read(path) if record.get("step", 0) <= step]
+    write_atomically(path, "".join(json.dumps(record) + "\n" for record in remaining))

@@ -1,9 +1,9 @@
-"""Tensors by name, from one safetensors file or from many with an index; only what is asked for is read.
+"""[portability] Reads tensors by name from one safetensors file or from several with an index, on demand.
 
-DeepSeek-V3's own files are in FP8 with one float32 factor for each 128 x 128 block of a weight,
-``weight_scale_inv`` (a factor, whatever the name); reading multiplies it in.
+DeepSeek-V3's files are in FP8 with one float32 scale per 128 x 128 block of a weight, ``weight_scale_inv`` (a
+factor, despite its name), which is multiplied in when a weight is read.
 
-Dimensions: O and I, the widths out of and into a matrix.
+Dimensions: O output width, I input width of a matrix.
 """
 
 import json
@@ -23,7 +23,7 @@ SCALE = "_scale_inv"
 
 
 class TensorFiles(ExitStack):
-    """The tensors of a file or folder by name; files are opened when needed and closed on leaving."""
+    """The tensors of a file or folder by name. Files are opened when needed and closed on exit."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class TensorFiles(ExitStack):
             try:
                 shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             except (OSError, KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{index} cannot be read ({error!r}); download it again") from error
+                raise ValueError(f"could not read {index} ({error!r}); download it again") from error
             self.files = {name: path / shard for name, shard in shards.items()}
         elif path.is_file() or single.exists():
             file = path if path.is_file() else single
@@ -42,7 +42,7 @@ class TensorFiles(ExitStack):
         else:
             raise ValueError(
                 f"{path} is neither a safetensors file nor a folder with {single.name} or {index.name}; "
-                "download one (older formats, of pickled tensors, are not read)"
+                "download one (pickled tensors are not supported)"
             )
 
     def _file(self, file: Path) -> Any:
@@ -50,42 +50,42 @@ class TensorFiles(ExitStack):
             try:
                 self._open[file] = self.enter_context(safe_open(file, framework="pt"))
             except (OSError, SafetensorError) as error:
-                raise ValueError(f"{file} cannot be read ({error}); download it again") from error
+                raise ValueError(f"could not read {file} ({error}); download it again") from error
         return self._open[file]
 
     def _slice(self, name: str) -> Any:
-        """The tensor's place in its file; nothing is read yet."""
+        """A lazy slice of the tensor; nothing is read yet."""
         file = self.files[name]
         try:
             return self._file(file).get_slice(name)
         except SafetensorError as error:
-            raise ValueError(f"{file} lacks {name}, which its index promises; download both again") from error
+            raise ValueError(f"{file} lacks {name}, which the index lists; download both again") from error
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The tensor's; and its factors' is looked at, where it is quantised."""
+        """The tensor's shape. Raises ValueError if scales of a quantized one are missing or do not fit."""
         shape, scale = tuple(self._slice(name).get_shape()), name + SCALE
         if scale in self.files:
-            found, wanted = self.shape(scale), (*shape[:-2], *(-(-size // BLOCK) for size in shape[-2:]))
-            if found != wanted:
+            actual, expected = self.shape(scale), (*shape[:-2], *(-(-size // BLOCK) for size in shape[-2:]))
+            if actual != expected:
                 raise ValueError(
-                    f"{scale} is {found}; for {shape} it must be {wanted}, one factor for each block of "
+                    f"{scale} has shape {actual}; for {shape} it must be {expected}, one scale per block of "
                     f"{BLOCK} x {BLOCK}"
                 )
         elif self._slice(name).get_dtype().startswith("F8"):
-            raise ValueError(f"{name} is in FP8 and its factors, {scale}, are missing; download them")
+            raise ValueError(f"{name} is in FP8 and its scales, {scale}, are missing; download them")
         return shape
 
     def read(self, name: str) -> Tensor:
-        """The tensor; float32 where it was quantised."""
+        """The tensor, dequantized to float32 if it has scales."""
         tensor: Tensor = self._slice(name)[:]
         scale = name + SCALE
         return _dequantize(tensor, self._slice(scale)[:]) if scale in self.files else tensor
 
 
 def _dequantize(weight: Tensor, scale: Tensor) -> Tensor:
-    """weight (..., O, I), its factors (..., ceil(O / 128), ceil(I / 128)) -> float32 (..., O, I)."""
+    """weight (..., O, I), scale (..., ceil(O / 128), ceil(I / 128)) -> float32 (..., O, I)."""
     out, inner = weight.shape[-2:]
-    factors = scale.float().repeat_interleave(BLOCK, -2)[..., :out, :]  # blocks at the edges are cut off
+    factors = scale.float().repeat_interleave(BLOCK, -2)[..., :out, :]  # blocks at the edges are partial
     return weight.float() * factors.repeat_interleave(BLOCK, -1)[..., :inner]
 
 

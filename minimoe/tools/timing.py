@@ -1,8 +1,8 @@
-"""Honest measurement: the compared take turns, medians count, the device is waited for, peaks are measured.
+"""[evidence] Timing: tasks take turns, the device is synchronized, ratios have confidence intervals.
 
-On a shared machine an absolute time means little and a ratio within one run a good deal. A ratio is the
-median over rounds in each of which all were timed, with an interval of confidence; where that is wide, or the
-later rounds say something else than the earlier ones, the ratio says of itself that it is noisy.
+On a shared machine absolute times mean little, but ratios within one run are meaningful. A ratio is the
+median over rounds in each of which every task was timed, with a 95 % confidence interval. It is marked noisy
+if the interval is wide or if later rounds disagree with earlier ones. Also measures the machine's peaks.
 """
 
 import functools
@@ -16,13 +16,13 @@ import torch
 
 Task = Callable[[], object]
 
-NOISY = 0.15  # of the ratio: an interval wider than this, from end to end, is no measurement
+NOISY = 0.15  # a ratio is noisy if its interval is wider than this fraction of it
 
-DRIFTING = 0.075  # nor is one whose later half of rounds is further than this part of it from the earlier
+DRIFTING = 0.075  # or if the medians of its earlier and later rounds differ by more than this fraction
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given; a CPU always has."""
+    """Wait until the device has finished its queued work; a CPU has none."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -31,15 +31,14 @@ def synchronize(device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as long something took as its baseline: the median over rounds, and between what it
-    lies with 95 % confidence if rounds know nothing of each other. They do: a machine has its minutes. That
-    is what ``drift`` is for."""
+    """A task's time relative to its baseline: the median over rounds and its 95 % confidence interval, which
+    assumes independent rounds. ``drift`` shows where they are not, because the machine slowed down."""
 
     value: float
     low: float
     high: float
     drift: float = 0.0
-    """how far the median of the later half of the rounds is from that of the earlier, as a part of that"""
+    """relative difference between the medians of the later and the earlier half of the rounds"""
 
     @property
     def noisy(self) -> bool:
@@ -48,7 +47,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one run of each task, a value a round."""
+    """Seconds of one run of each task, one value per round."""
 
     seconds: dict[str, list[float]]
     threads: int
@@ -57,7 +56,7 @@ class Timing:
         return statistics.median(self.seconds[name])
 
     def quartiles(self, name: str) -> tuple[float, float]:
-        """Half of the rounds lay between these; the same value twice for a single round."""
+        """First and third quartile; the same value twice for a single round."""
         values = self.seconds[name]
         if len(values) == 1:
             return values[0], values[0]
@@ -65,29 +64,29 @@ class Timing:
         return low, high
 
     def ratio(self, name: str, baseline: str) -> Ratio:
-        """``name``'s time over ``baseline``'s, round by round, so that what slows a whole round cancels."""
+        """``name``'s time over ``baseline``'s, per round, so that a transient slowdown of a round cancels."""
         pairs = zip(self.seconds[name], self.seconds[baseline], strict=True)
         return median_interval([ours / theirs for ours, theirs in pairs])
 
     def then(self, later: "Timing") -> "Timing":
-        """Both, one after the other: measured again after other things, a ratio shows whether it drifts.
+        """Both, one after the other. Measuring again after other tasks shows whether a ratio drifts.
 
         Raises:
-            ValueError: other tasks, or another number of threads.
+            ValueError: different tasks or numbers of threads.
         """
         if later.threads != self.threads or later.seconds.keys() != self.seconds.keys():
             raise ValueError(
-                f"{list(later.seconds)} on {later.threads} threads cannot go on "
-                f"{list(self.seconds)} on {self.threads}; measure the same twice"
+                f"{list(later.seconds)} on {later.threads} threads do not match {list(self.seconds)} on "
+                f"{self.threads}; measure the same tasks twice"
             )
         seconds = {name: values + later.seconds[name] for name, values in self.seconds.items()}
         return Timing(seconds, self.threads)
 
 
 def median_interval(values: list[float]) -> Ratio:
-    """The median and its 95 % interval from order statistics, which assume no distribution: of n values the
-    true median lies between the r-th from below and from above but with probability 2 P(Bin(n, ½) < r).
-    The drift is from the first half of the values, as they came, to the second."""
+    """The median and its distribution-free 95 % confidence interval from order statistics: of n values the
+    true median lies between the r-th lowest and the r-th highest except with probability 2 P(Bin(n, ½) < r).
+    The drift is from the first half of the values, in order of time, to the second."""
     ordered, n = sorted(values), len(values)
     outside, rank = 0.0, 0
     while rank < n // 2:
@@ -95,7 +94,7 @@ def median_interval(values: list[float]) -> Ratio:
         if outside > 0.05:
             break
         rank += 1
-    first = max(rank - 1, 0)  # with fewer than 6 values the whole range, which is less sure
+    first = max(rank - 1, 0)  # with fewer than 6 values the whole range, at less confidence
     value = statistics.median(ordered)
     drift = 0.0
     if n > 1:
@@ -112,20 +111,20 @@ def measure(
     shortest: float = 0.0,
     budget: float | None = None,
 ) -> Timing:
-    """Time tasks that take turns.
+    """Time tasks in turns.
 
-    Every round starts with another task, so that none always follows the same neighbour.
+    Every round starts with another task, so that none always follows the same one.
 
     Args:
-        rounds: turns of each that are timed; ``warmup`` of them come before and do not count.
-        shortest: seconds; a task that is shorter is repeated within its turn until the turn is as long.
-        budget: seconds in all after which no further round begins; six are always made (or ``rounds``).
+        rounds: timed rounds, after ``warmup`` untimed ones.
+        shortest: minimal seconds of a task's turn; shorter tasks are repeated within it.
+        budget: seconds after which no further round starts; at least six rounds (or ``rounds``) are made.
 
     Raises:
-        ValueError: no task, or no round.
+        ValueError: no tasks or no rounds.
     """
     if not tasks or rounds < 1:
-        raise ValueError(f"there must be a task ({len(tasks)}) and a round ({rounds}) to measure")
+        raise ValueError(f"tasks ({len(tasks)}) and rounds ({rounds}) must be at least 1")
     names, repeats = list(tasks), dict.fromkeys(tasks, 1)
     times: dict[str, list[float]] = {name: [] for name in tasks}
     began = time.perf_counter()
@@ -155,28 +154,28 @@ def _timed(task: Task, device: torch.device, repeats: int) -> float:
 def interleaved_seconds(
     tasks: Mapping[str, Task], device: torch.device, *, rounds: int = 7, warmup: int = 2
 ) -> dict[str, float]:
-    """Median seconds of each task over ``rounds`` in which all take turns."""
+    """Median seconds of each task, timed in turns."""
     timing = measure(tasks, device, rounds=rounds, warmup=warmup)
     return {name: timing.median(name) for name in tasks}
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """The most that this device does with so many threads: what shares of it are shares of."""
+    """Measured peak performance of a device with a number of threads."""
 
     flops: dict[str, float]
-    """operations a second of a large matmul, by dtype"""
+    """FLOP/s of a large matmul, by dtype"""
     bandwidth: float
-    """bytes a second, read and written, of a large copy"""
+    """bytes per second, read and written, of a large copy"""
     threads: int
 
     def seconds(self, flops: float, bytes_moved: float, dtype: str = "float32") -> float:
-        """The roofline: no less than the arithmetic takes, and no less than the bytes take."""
+        """The roofline's lower bound: the longer of arithmetic and memory traffic."""
         return max(flops / self.flops[dtype], bytes_moved / self.bandwidth)
 
 
 def peaks(device: torch.device | str = "cpu") -> Peaks:
-    """Measured when first asked for, a second or two; known afterwards, for each device and thread count."""
+    """Peaks of a device, measured on the first call (a second or two) and cached per number of threads."""
     return _measured_peaks(str(device), torch.get_num_threads())
 
 
@@ -197,5 +196,5 @@ def _measured_peaks(name: str, threads: int) -> Peaks:
 
 
 def _shortest(task: Task, device: torch.device) -> float:
-    """The least seconds of several: what the machine can do when nothing disturbs it."""
+    """The least of several times: what the machine can do undisturbed."""
     return min(measure({"": task}, device, rounds=10).seconds[""])

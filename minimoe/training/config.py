@@ -1,4 +1,4 @@
-"""How to train: everything that fixes a run beside the model and the text."""
+"""The training configuration: everything that determines a run besides the model and the text."""
 
 import math
 from dataclasses import dataclass, replace
@@ -8,55 +8,55 @@ Autocast = Literal["off", "bf16", "auto"]
 
 Balance = Literal["none", "switch", "sequence", "bias", "bias+sequence"]
 
-# Weights of the balance losses where none is given: Switch's; the same for a sequence-wise loss that works
-# alone; and beside the bias that of DeepSeek-V3, where it only guards against single lopsided sequences.
+# Default weights of the auxiliary losses: Switch's, also for a sequence-wise loss on its own; with the bias
+# DeepSeek-V3's, where the loss only prevents extreme imbalance within a sequence.
 BALANCE_WEIGHTS: dict[str, float] = {"switch": 1e-2, "sequence": 1e-2, "bias+sequence": 1e-4}
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that fixes a run beside the model and the text. Raises ValueError for what cannot be."""
+    """What determines a run besides the model and the text. Raises ValueError for invalid values."""
 
     steps: int = 1000
     """optimizer steps"""
     batch_size: int = 16
-    """sequences a micro-batch"""
+    """sequences per micro-batch"""
     accumulate: int = 1
-    """micro-batches an optimizer step"""
+    """micro-batches per optimizer step (gradient accumulation)"""
     lr: float = 3e-3
     """peak learning rate"""
     warmup: int = 50
-    """steps over which the rate rises to its peak"""
+    """steps of linear learning rate warm-up"""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """how the rate goes on from its peak"""
+    """learning rate schedule after warm-up"""
     final_lr: float = 0.1
-    """where the cosine ends, as a fraction of the peak"""
+    """final learning rate of the cosine schedule, as a fraction of the peak"""
     average: float = 0.0
-    """evaluate and save weights averaged over about this last fraction of the run so far; 0: as they are"""
+    """evaluate and save weights averaged over about this last fraction of the run so far; 0: no averaging"""
     weight_decay: float = 0.1
     """decoupled weight decay, on matrices only"""
     beta1: float = 0.9
-    """AdamW's decay of the mean of gradients"""
+    """AdamW's decay of the gradients' running mean"""
     beta2: float = 0.95
-    """AdamW's decay of the mean of squared gradients"""
+    """AdamW's decay of the squared gradients' running mean"""
     clip: float = 1.0
-    """largest gradient norm"""
+    """maximal gradient norm"""
     balance: Balance = "bias"
-    """what keeps the experts equally busy: a loss (switch, sequence), the bias of the choice, or nothing"""
+    """load balancing: an auxiliary loss (switch, sequence), a bias on the expert choice, both, or none"""
     balance_weight: float | None = None
-    """of the balance loss, a layer [default: switch, sequence 0.01; bias+sequence 0.0001]"""
+    """weight of the auxiliary loss, per layer [default: switch, sequence 0.01; bias+sequence 0.0001]"""
     balance_speed: float = 1e-3
-    """how far the balance bias moves in a step"""
+    """change of the bias per step"""
     autocast: Autocast = "off"
-    """off: float32; bf16: matmuls in bfloat16; auto: bf16 where a measured step is faster with it"""
+    """off: float32; bf16: matmuls in bfloat16; auto: bf16 if a measured step is faster with it"""
     eval_every: int = 100
     """steps between evaluations"""
     eval_sequences: int = 32
-    """validation sequences a domain"""
+    """validation sequences per domain"""
     checkpoint_every: int = 200
     """steps between checkpoints"""
     seed: int = 0
-    """of the initial weights and the batches"""
+    """random seed of initial weights and batches"""
 
     def __post_init__(self) -> None:
         for name in (
@@ -77,26 +77,25 @@ class TrainConfig:
             raise ValueError(
                 f"balance must be none, switch, sequence, bias or bias+sequence, not {self.balance!r}"
             )
-
         if self.balance_weight is not None and self.balance not in BALANCE_WEIGHTS:
             raise ValueError(
-                f"balance_weight ({self.balance_weight}) weighs a loss, and balance {self.balance!r} has "
-                f"none; leave it out, or choose one of {', '.join(BALANCE_WEIGHTS)}"
+                f"balance_weight ({self.balance_weight}) needs an auxiliary loss, but balance is "
+                f"{self.balance!r}; omit it, or choose one of {', '.join(BALANCE_WEIGHTS)}"
             )
 
     @property
     def loss_weight(self) -> float:
-        """Of the balance loss, a layer; 0 where there is none."""
+        """Weight of the auxiliary loss, per layer; 0 if there is none."""
         default = BALANCE_WEIGHTS.get(self.balance, 0.0)
         return default if self.balance_weight is None else self.balance_weight
 
     def shortened(self, steps: int) -> "TrainConfig":
-        """The same for ``steps`` steps: evaluated ten times at least, the warm-up no longer than the run."""
+        """The same run with ``steps`` steps, at least ten evaluations, and no more warm-up than steps."""
         every = max(1, min(self.eval_every, steps // 10))
         return replace(self, steps=steps, eval_every=every, warmup=min(self.warmup, steps))
 
     def lr_at(self, step: int) -> float:
-        """The rate of step ``step`` (0 is the first)."""
+        """The learning rate of a step, counted from 0."""
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
         if self.schedule == "constant":

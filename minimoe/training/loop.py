@@ -13,21 +13,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from torch import Tensor
-
 from minimoe.data.corpus import Corpus
 from minimoe.distributed.errors import Interrupted, TrainingError
 from minimoe.distributed.strategy import SingleProcess
 from minimoe.models.gpt import GPT
-from minimoe.moe.load_statistics import statistics
 from minimoe.tools import records
 from minimoe.tools.allocator import keep_freed_memory
 from minimoe.tools.files import write_atomically
 from minimoe.tools.machine import describe_machine
 from minimoe.training import checkpoint
 from minimoe.training.config import TrainConfig
+from minimoe.training.metrics import Evaluation, evaluation_record, step_record
 from minimoe.training.progress import Display, Silent
-from minimoe.training.trainer import Evaluation, Step, Trainer
+from minimoe.training.trainer import Trainer
 
 
 def train(
@@ -119,7 +117,7 @@ def _open(folder: Path, trainer: Trainer, resume: bool) -> None:
     newest = trainer.strategy.run_on_rank0(lambda: _claim(folder, trainer, resume))
     if newest is not None:
         checkpoint.restore(newest, trainer)
-        trainer.strategy.run_on_rank0(lambda: records.cut_after(folder / "records.jsonl", trainer.step))
+        trainer.strategy.run_on_rank0(lambda: records.truncate_after(folder / "records.jsonl", trainer.step))
         return
     header = {
         "kind": "run",
@@ -163,47 +161,6 @@ def _record(folder: Path | None, trainer: Trainer, record: records.Record) -> No
             f"could not write {folder / 'records.jsonl'} at step {trainer.step} ({error}); {saved}. "
             "Free some space and resume"
         ) from error
-
-
-def step_record(step: Step) -> records.Record:
-    record = {
-        "kind": "step",
-        "step": step.step,
-        "loss": step.loss,
-        "lr": step.lr,
-        "grad_norm": step.grad_norm,
-        "seconds": step.seconds,
-    }
-    if step.balance_loss is not None:
-        record["balance_loss"] = step.balance_loss
-    if step.counts_ME is not None:
-        shares = step.counts_ME / step.counts_ME.sum(1, keepdim=True)
-        record |= load_record(step.counts_ME)
-        record |= {"busiest": shares.max().item(), "idlest": shares.min().item()}
-    return record
-
-
-def evaluation_record(evaluation: Evaluation) -> records.Record:
-    record = {
-        "kind": "evaluation",
-        "step": evaluation.step,
-        "bits_per_byte": evaluation.bits_per_byte,
-        "domains": evaluation.domains,
-    }
-    if evaluation.counts_NME is not None and evaluation.counts_ME is not None:
-        loads = zip(evaluation.domains, evaluation.counts_NME.tolist(), strict=True)
-        record |= load_record(evaluation.counts_ME) | {"loads": dict(loads)}
-    return record
-
-
-def load_record(counts_ME: Tensor) -> records.Record:
-    """Load statistics of the MoE layers: mean MaxVio, mean entropy, total number of dead experts."""
-    layers = [statistics(counts_E) for counts_E in counts_ME]
-    return {
-        "max_violation": sum(layer.max_violation for layer in layers) / len(layers),
-        "entropy": sum(layer.entropy for layer in layers) / len(layers),
-        "dead": sum(layer.dead for layer in layers),
-    }
 
 
 @contextmanager

@@ -1,5 +1,4 @@
-"""What a person sees while models train: a live table and a bar on a terminal, a line an evaluation
-elsewhere (in a log, say)."""
+"""Progress display: a live table and a progress bar on a terminal; elsewhere one line per evaluation."""
 
 import math
 import statistics
@@ -12,11 +11,12 @@ from rich.live import Live
 from rich.table import Table
 
 from minimoe.reporting.progress import progress_bar
-from minimoe.training.trainer import Evaluation, Step, Trainer
+from minimoe.training.metrics import Evaluation, Step
+from minimoe.training.trainer import Trainer
 
 
 class Display(Protocol):
-    """OnProgress of every step and evaluation."""
+    """Receives every step and evaluation while models train."""
 
     def __enter__(self) -> "Display": ...
     def __exit__(self, *exception: object) -> None: ...
@@ -38,7 +38,7 @@ class Silent:
 
 
 class Row:
-    """The newest figures of one model."""
+    """The latest metrics of one model."""
 
     def __init__(self) -> None:
         self.losses: deque[float] = deque(maxlen=20)
@@ -52,8 +52,8 @@ class Row:
 
 
 class Terminal:
-    """A live table: training and validation bits per byte, tokens a second, and the busiest and idlest
-    expert's share of its layer's tokens beside an even share, and how many experts got none."""
+    """A live table: training and validation bits per byte, tokens per second, the load of the busiest and the
+    idlest expert relative to an even load, and the number of dead experts."""
 
     def __init__(self, console: Console, title: str = "training") -> None:
         self.console = console
@@ -77,7 +77,7 @@ class Terminal:
         total = sum(trainer.config.steps for trainer in trainers.values())
         self.task = self.progress.add_task(self.title, total=total, completed=done)
         if done and not self.console.is_terminal:
-            self.console.print(f"{self.title}: going on after {done} of {total} steps")
+            self.console.print(f"{self.title}: resuming after {done} of {total} steps")
 
     def step(self, name: str, step: Step) -> None:
         row = self.rows[name]

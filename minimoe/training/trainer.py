@@ -10,7 +10,7 @@ Dimensions: B batch, L sequence length, V vocabulary, E experts, M MoE layers, N
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, cast
 
 import torch
@@ -22,49 +22,11 @@ from minimoe.data.corpus import Batch, Corpus
 from minimoe.distributed.errors import TrainingError
 from minimoe.distributed.strategy import SingleProcess
 from minimoe.models.gpt import GPT
-from minimoe.moe import MoE, Routing, max_violation, update_bias_
+from minimoe.moe import MoE, Routing, update_bias_
 from minimoe.moe.load_balancing import sequence_loss, switch_loss
 from minimoe.tools.timing import interleaved_seconds, synchronize
 from minimoe.training.config import BALANCE_WEIGHTS, TrainConfig
-
-
-@dataclass(frozen=True)
-class Step:
-    """Metrics of one optimizer step."""
-
-    step: int  # steps done, including this one
-    loss: float  # cross-entropy in nats per token, without auxiliary and distillation losses
-    lr: float
-    grad_norm: float  # before clipping
-    tokens: int
-    seconds: float
-    counts_ME: Tensor | None  # tokens per expert; None for a dense model
-    balance_loss: float | None = None  # mean over layers, unweighted; None if the run has no such loss
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Validation bits per byte of each domain, and the experts' token counts."""
-
-    step: int
-    domains: dict[str, float]
-    counts_NME: Tensor | None  # in the order of ``domains``; None for a dense model
-
-    @property
-    def counts_ME(self) -> Tensor | None:
-        return None if self.counts_NME is None else self.counts_NME.sum(0)
-
-    @property
-    def bits_per_byte(self) -> float:
-        """The mean over domains."""
-        return sum(self.domains.values()) / len(self.domains)
-
-    @property
-    def max_violation(self) -> float | None:
-        """MaxVio, averaged over MoE layers; None for a dense model."""
-        if self.counts_ME is None:
-            return None
-        return sum(max_violation(counts_E) for counts_E in self.counts_ME) / len(self.counts_ME)
+from minimoe.training.metrics import Evaluation, Step
 
 
 def cross_entropy(logits_BLV: Tensor, targets_BL: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ from minimoe.cli.commands.bench import Bench
 from minimoe.experiments.presets import PRESETS
 from minimoe.moe import MoE
 from minimoe.tools import timing
-from minimoe.tools.memory import bytes_kept_for_backward
+from minimoe.tools.memory import saved_activation_bytes
 from minimoe.tools.timing import Peaks
 from minimoe.training.loop import Interrupted
 
@@ -312,7 +312,7 @@ def test_bytes_kept_exclude_input_and_weights():
     """A linear layer keeps just these; a sigmoid keeps its result."""
     x = torch.randn(6, 8, requires_grad=True)
     network = nn.Sequential(nn.Linear(8, 4), nn.Sigmoid())
-    assert bytes_kept_for_backward(network, x) == 4 * 6 * 4
+    assert saved_activation_bytes(network, x) == 4 * 6 * 4
 
 
 def test_models_that_do_not_compute_the_same_are_caught(monkeypatch, corpus, tiny_moe, tiny_dense):

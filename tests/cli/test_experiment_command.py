@@ -72,7 +72,7 @@ def test_a_stopped_experiment_resumes_to_the_same_results(tmp_path, capsys, monk
         (["nonsense"], "there is no experiment 'nonsense'; choose among moe-vs-dense, load-balance"),
         (["load-balance", "--seeds", "0"], "--seeds (0) must be at least 1"),
         (["mixtral", "--json", "nowhere/x.json"], "there is no folder nowhere; create it first"),
-        (["load-balance", "--data", "nowhere"], "'nowhere' is neither a folder nor known text"),
+        (["load-balance", "--data", "nowhere"], "'nowhere' is neither a folder nor a domain"),
     ],
 )
 def test_mistakes_end_in_one_line(tmp_path, capsys, monkeypatch, arguments, message):

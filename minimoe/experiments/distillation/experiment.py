@@ -18,7 +18,7 @@ from minimoe.experiments.experiment import Experiment
 from minimoe.experiments.measurement import Measured
 from minimoe.models.gpt import GPT
 from minimoe.reporting.statistics import Spread
-from minimoe.tools.memory import bytes_held
+from minimoe.tools.memory import weight_bytes
 from minimoe.training.checkpoint import load_model
 
 
@@ -88,7 +88,7 @@ def _models(
                 "model": name,
                 "parameters": parameters(config),
                 "active": parameters(config, active=True),
-                "megabytes": bytes_held(model) / 1e6,
+                "megabytes": weight_bytes(model) / 1e6,
                 "flops_per_token": flops_per_token(config, training=False),
                 "tokens_per_second": speeds[name],
                 "training": training if name in trained else None,

@@ -27,7 +27,7 @@ from minimoe.precision import (
     round_to,
 )
 from minimoe.reporting.figures import BLUE, DARK_GRAY, VERMILLION
-from minimoe.tools.memory import bytes_held
+from minimoe.tools.memory import weight_bytes
 
 CONSTANTS = {
     "π": math.pi,
@@ -54,7 +54,7 @@ def measure_storage(context: RunContext) -> Measured:
     fp8 = GPT(replace(PRESETS["standard"].moe, precision="deepseek-v3"))
     bf16_bytes = sum(2 * p.numel() for p in fp8.parameters())
     quantize_weights_(fp8)
-    model, published = bytes_held(fp8) / bf16_bytes, PUBLISHED["deepseek-v3"]
+    model, published = weight_bytes(fp8) / bf16_bytes, PUBLISHED["deepseek-v3"]
     v3 = memory_footprint(published, "deepseek-v3").weights / memory_footprint(published, "bf16").weights
     return Measured(
         {"tensor": [max(tensors.values())], "model": [model], "v3": [v3]},
