@@ -67,7 +67,7 @@ def crossover(data: dict[str, Any]) -> Figure | None:
         return None
     styles = dict(zip(sorted({e for d in directions for e in sweeps[d]}), LINES, strict=False))
     title = f"Where the MoE layer is faster than dense, around {_size(data)}"
-    figure, panels = _new_figure(data, title, 11, 4.4 * len(directions), len(directions), 2)
+    figure, panels = _new_figure(data, title, 11, 4.4 * len(directions), len(directions), 2, sharey=True)
     for direction, row in zip(directions, panels, strict=True):
         for baseline, panel in zip((DENSE_ACTIVE, DENSE_TOTAL), row, strict=True):
             for experts, rows in sweeps[direction].items():
@@ -101,7 +101,7 @@ def dispatchers(data: dict[str, Any]) -> Figure | None:
     if not directions:
         return None
     title = f"Dispatchers, around {_size(data)}"
-    figure, panels = _new_figure(data, title, 5.5 * len(directions), 4.2, 1, len(directions))
+    figure, panels = _new_figure(data, title, 5.5 * len(directions), 4.2, 1, len(directions), sharey=True)
     names = _candidates(chain(*rows.values()))
     for direction, panel in zip(directions, panels[0], strict=True):
         _plot_candidates(panel, rows[direction], "T", names)
@@ -112,12 +112,12 @@ def dispatchers(data: dict[str, Any]) -> Figure | None:
 
 
 def _new_figure(
-    data: dict[str, Any], title: str, width: float, height: float, rows: int, columns: int
+    data: dict[str, Any], title: str, width: float, height: float, rows: int, columns: int, **options: Any
 ) -> tuple[Figure, np.ndarray]:
     """A figure of ``width`` × ``height`` inches, and its panels."""
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.suptitle(f"{title}, {data['machine']['device']}, {describe_threads(data['machine'])}")
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def _sweep(rows: Iterable[Record], size: dict[str, int], letter: str, task: str) -> list[tuple[int, Record]]:

@@ -73,5 +73,6 @@ def describe_run(data: dict[str, Any]) -> str:
     return (
         f"Measured peaks: {rates}, {peaks['bandwidth'] / 1e9:.1f} GB/s. {machine['processor']} "
         f"({machine['device']}), {describe_threads(machine)}; minimoe {data['version']}, torch "
-        f"{machine['torch']}, Python {machine['python']}; {len(data['records'])} records in {data['seconds']:.0f} s."
+        f"{machine['torch']}, Python {machine['python']}; {len(data['records'])} records in "
+        f"{data['seconds']:.0f} s."
     )
