@@ -16,7 +16,7 @@ entries per token.
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,62 @@ from safetensors import safe_open
 from torch import Tensor
 
 from minimoe.data.corpus import Corpus
-from minimoe.distill.logit_cache_settings import CacheSettings, batch_settings, cache_settings
-from minimoe.distill.shard_store import ShardError, ShardStore, compare, read_settings
+from minimoe.distill.shard_store import ShardError, ShardStore, compare, describe, read_settings
 from minimoe.distill.topk_loss import TopK, top_k
 from minimoe.models.gpt import GPT
 from minimoe.training.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSettings:
+    """Everything that determines a cache's content. Raises ShardError for invalid values."""
+
+    kind: str = "cache"
+    k: int
+    temperature: float
+    vocabulary: int
+    seed: int
+    batch_size: int
+    accumulate: int
+    context: int
+    steps: int
+    steps_per_shard: int
+    corpus: str  # fingerprint
+    teacher: dict[str, Any]  # from ``describe``
+
+    def __post_init__(self) -> None:
+        for name, most in (("k", self.vocabulary), ("context", self.teacher["context"])):
+            if not 1 <= getattr(self, name) <= most:
+                raise ShardError(f"{name} ({getattr(self, name)}) must be from 1 to {most}, the teacher's")
+        if not 0 < self.temperature < float("inf"):
+            raise ShardError(f"temperature ({self.temperature}) must be above 0 and finite")
+        if self.steps_per_shard < 1:
+            raise ShardError(f"steps_per_shard ({self.steps_per_shard}) must be at least 1")
+
+    @property
+    def id_dtype(self) -> torch.dtype:
+        """The smallest that holds V - 1, except uint16, for which PyTorch has few operations."""
+        if self.vocabulary <= 2**8:
+            return torch.uint8
+        return torch.int16 if self.vocabulary <= 2**15 else torch.int32
+
+    @property
+    def step_bytes(self) -> int:
+        """Size of one step's tensors: a float16 and an id per entry, 8 bytes per micro-batch's digest."""
+        entries = self.batch_size * self.context * self.k
+        return self.accumulate * (entries * (2 + self.id_dtype.itemsize) + 8)
+
+    @property
+    def shards(self) -> list[range]:
+        """The steps of each shard; the last may have fewer."""
+        size = self.steps_per_shard
+        return [range(first, min(first + size, self.steps)) for first in range(0, self.steps, size)]
+
+
+def batch_settings(corpus: Corpus, config: TrainConfig, context: int) -> dict[str, Any]:
+    """What determines the tokens of a batch: a student's run must have it in common with the cache."""
+    settings = {name: getattr(config, name) for name in ("seed", "batch_size", "accumulate")}
+    return {"kind": "cache", "corpus": corpus.fingerprint, "context": context} | settings
 
 
 def write_cache(
@@ -53,8 +104,9 @@ def write_cache(
             other settings, of other text or of another teacher.
         ValueError: the corpus does not fit the teacher, as ``Corpus.check``.
     """
-    sizes: dict[str, Any] = {"context": context, "steps_per_shard": steps_per_shard}
-    settings = cache_settings(teacher, corpus, config, k, temperature=temperature, **sizes)
+    made = batch_settings(corpus, config, teacher.config.context if context is None else context)
+    made |= {"k": k, "temperature": temperature, "steps": config.steps, "steps_per_shard": steps_per_shard}
+    settings = CacheSettings(vocabulary=teacher.config.vocab_size, teacher=describe(teacher), **made)
     corpus.check(settings.context, settings.vocabulary)
     store = ShardStore(Path(folder), len(settings.shards))
     todo = store.prepare(asdict(settings), [len(steps) * settings.step_bytes for steps in settings.shards])

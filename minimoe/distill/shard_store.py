@@ -103,14 +103,13 @@ class ShardStore:
 
     def path(self, i: int) -> Path:
         """The file of a shard. Raises ShardError if it is missing."""
-        file = self._file(i)
         if not self.has(i):
             present = sum(self.has(j) for j in range(self.n_shards))
             raise ShardError(
-                f"{file.name} is missing: {present} of {self.n_shards} shards are in {self.folder}; write "
-                "them again with the same settings to add the missing ones"
+                f"{self._file(i).name} is missing: {present} of {self.n_shards} shards are in {self.folder}; "
+                "write them again with the same settings to add the missing ones"
             )
-        return file
+        return self._file(i)
 
     def verified(self, i: int) -> Path:
         """The file of a shard whose checksum was verified, on first use. Raises ShardError if it differs."""
@@ -132,12 +131,11 @@ class ShardStore:
         return self.folder / f"shard-{i:05d}.safetensors"
 
     def _is_intact(self, i: int) -> bool:
-        if not self.has(i):
-            return False
-        file = self._file(i)
-        # As text, since line ends depend on the system; a damaged file may not be text.
-        line = file.with_suffix(".sha256").read_text(encoding="utf-8", errors="replace")
-        return line == _checksum_line(file)
+        file, read = (
+            self._file(i),
+            {"encoding": "utf-8", "errors": "replace"},
+        )  # a damaged file may not be text
+        return self.has(i) and file.with_suffix(".sha256").read_text(**read) == _checksum_line(file)
 
 
 def compare(folder: Path, stored: dict[str, Any], expected: dict[str, Any]) -> None:

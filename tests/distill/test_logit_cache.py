@@ -16,7 +16,6 @@ from minimoe.distill import logit_cache as cache_module
 from minimoe.distill import shard_store as shards
 from minimoe.distill.config import DistillConfig
 from minimoe.distill.logit_cache import CachedTopK, write_cache
-from minimoe.distill.logit_cache_settings import cache_settings
 from minimoe.distill.shard_store import ShardError, read_settings
 from minimoe.distill.teacher_text import generate_text
 from minimoe.distill.topk_loss import sparse_kd_loss, top_k
@@ -73,6 +72,11 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def step_bytes(k=K, batch=CONFIG.batch_size, context=CONTEXT):
+    """Size of one step's tensors: a float16 and a byte per entry, a digest per micro-batch."""
+    return 2 * (batch * context * k * (2 + 1) + 8)
+
+
 def flip(path, place=0.5):
     content = bytearray(path.read_bytes())
     content[int(len(content) * place)] ^= 1
@@ -120,8 +124,7 @@ def test_a_context_shorter_than_the_teachers(cache, teacher, corpus, tmp_path):
         assert torch.equal(seen.ids, live.ids)
         assert torch.equal(seen.log_probs, live.log_probs.half())
     tensors = load_file(tmp_path / "short" / "shard-00000.safetensors")
-    step_bytes = cache_settings(teacher, corpus, CONFIG, K, steps_per_shard=3, context=5).step_bytes
-    assert sum(tensor.nbytes for tensor in tensors.values()) == 3 * step_bytes
+    assert sum(tensor.nbytes for tensor in tensors.values()) == 3 * step_bytes(context=5)
     with pytest.raises(ShardError, match=r"with context = 5, now it is 16"):
         CachedTopK(tmp_path / "short", corpus, CONFIG, CONTEXT)
     with pytest.raises(ShardError, match=r"with context = 16, now it is 5"):
@@ -230,11 +233,9 @@ def test_on_a_gpu(teacher, corpus, tmp_path):
 
 def test_the_size_on_disk_is_predicted_and_returned(tiny_dense, corpus, tmp_path):
     teacher, config = GPT(tiny_dense), replace(CONFIG, batch_size=8)
-    settings = cache_settings(teacher, corpus, config, 16, steps_per_shard=3)
     size = write(tmp_path, teacher, corpus, config, 16)
     tensors = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
-    assert 7 * settings.step_bytes < tensors < 1.05 * 7 * settings.step_bytes
-    assert settings.step_bytes == 2 * (8 * CONTEXT * 16 * (2 + 1) + 8)
+    assert 7 * step_bytes(16, batch=8) < tensors < 1.05 * 7 * step_bytes(16, batch=8)
     assert size == sum(path.stat().st_size for path in tmp_path.iterdir())
     assert CachedTopK(tmp_path, corpus, config, CONTEXT).nbytes == size
 
@@ -243,14 +244,14 @@ def test_a_full_disk_is_reported_before_any_work(teacher, corpus, tmp_path, monk
     def free(n_bytes):
         monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": n_bytes}))
 
-    step = cache_settings(teacher, corpus, CONFIG, K, steps_per_shard=3).step_bytes
+    step = step_bytes()
     free(7 * step - 1)
     with pytest.raises(ShardError, match=rf"needs {7 * step:,} more bytes .* {7 * step - 1:,} are free"):
         write(tmp_path, teacher, corpus)
     assert teacher.calls == 0
     write(tmp_path, teacher, corpus, k=K - 1)  # the remedy: the folder has no settings yet
     (tmp_path / "shard-00001.safetensors").unlink()
-    step = cache_settings(teacher, corpus, CONFIG, K - 1, steps_per_shard=3).step_bytes
+    step = step_bytes(K - 1)
     free(3 * step - 1)
     with pytest.raises(ShardError, match=rf"needs {3 * step:,} more bytes"):
         write(tmp_path, teacher, corpus, k=K - 1)
@@ -562,7 +563,7 @@ def test_invalid_settings_are_refused(teacher, corpus, tmp_path, options, messag
 
 def test_too_short_a_corpus_is_refused(teacher, corpus, tmp_path):
     short = replace(corpus, train=tuple(data[:10] for data in corpus.train))
-    with pytest.raises(ValueError, match=r"has 10 bytes of training text, a sequence needs"):
+    with pytest.raises(ValueError, match=r"has 10 bytes of training text, but a sequence needs"):
         write(tmp_path / "cache", teacher, short)
 
 
