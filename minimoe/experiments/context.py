@@ -68,9 +68,6 @@ class RunContext:
     def generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)
 
-    def training_display(self, title: str) -> Display:
-        return self.display(title) if self.display else ProgressDisplay(self.on_progress, self.device)
-
     def job_folder(self, job: TrainingJob) -> Path:
         if self.named_folders:
             return self.folder / f"seed-{job.training.seed}" / job.label
@@ -82,7 +79,8 @@ class RunContext:
         folders = {job: self.job_folder(job) for job in jobs}
         if len(set(folders.values())) < len(folders):
             raise ValueError(f"labels of jobs must differ per seed: {[job.label for job in folders]}")
-        train_jobs(folders, self.corpus, self.device, self.training_display)
+        display = self.display or (lambda title: ProgressDisplay(self.on_progress, self.device))
+        train_jobs(folders, self.corpus, self.device, display)
         by_label: dict[str, list[TrainingJob]] = {}
         for job in folders:
             by_label.setdefault(job.label, []).append(job)
@@ -96,8 +94,7 @@ class RunContext:
     def records(self, job: TrainingJob, kind: Literal["step", "evaluation"]) -> list[dict[str, Any]]:
         """The job's records of one kind."""
         self.train([job])
-        path = self.job_folder(job) / "records.jsonl"
-        return [record for record in records.read(path) if record["kind"] == kind]
+        return [line for line in records.read(self.job_folder(job) / "records.jsonl") if line["kind"] == kind]
 
     def final_bits(self, job: TrainingJob) -> float:
         """Validation bits per byte after the last step."""

@@ -59,17 +59,14 @@ def as_record(
     measured: Measured, units: Mapping[str, str], context: RunContext, seconds: float
 ) -> dict[str, Any]:
     """A measurement as plain data, for JSON, with how it was made."""
+    figures = {}
+    for name, values in measured.values.items():
+        unit = units.get(name, "")
+        shown = format_spread(values, unit=unit)
+        figures[name] = Spread.of(values).as_dict() | {"values": values, "unit": unit, "shown": shown}
     return {
         "ran": measured.ran,
-        "measured": {
-            name: Spread.of(values).as_dict()
-            | {
-                "values": values,
-                "unit": units.get(name, ""),
-                "shown": format_spread(values, unit=units.get(name, "")),
-            }
-            for name, values in measured.values.items()
-        },
+        "measured": figures,
         "seeds": max(map(len, measured.values.values()), default=1),
         "seconds": seconds,
         "size": context.size,

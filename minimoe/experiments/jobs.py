@@ -99,18 +99,13 @@ def train_jobs(
     """Train the jobs that are not finished, seed by seed; the models of a seed take turns, a step each."""
     seeds = sorted({job.training.seed for job in folders})
     for i, seed in enumerate(seeds):
-        unfinished = {
-            path.name: (job, path)
-            for job, path in folders.items()
-            if job.training.seed == seed and not job.is_finished(path)
-        }
+        of_seed = {job: path for job, path in folders.items() if job.training.seed == seed}
+        unfinished = {path.name: job for job, path in of_seed.items() if not job.is_finished(path)}
         if unfinished:
-            train_in_turns(
-                {name: job.trainer(corpus, device) for name, (job, _) in unfinished.items()},
-                {name: path for name, (_, path) in unfinished.items()},
-                resume=True,
-                display=display(f"seed {i + 1} of {len(seeds)}" if len(seeds) > 1 else "training"),
-            )
+            trainers = {name: job.trainer(corpus, device) for name, job in unfinished.items()}
+            paths = {name: folders[job] for name, job in unfinished.items()}
+            title = f"seed {i + 1} of {len(seeds)}" if len(seeds) > 1 else "training"
+            train_in_turns(trainers, paths, resume=True, display=display(title))
 
 
 class ProgressDisplay(Silent):

@@ -6,6 +6,7 @@ The schedules are that of the comparison (a constant rate, averaged weights) and
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any, Literal
 
 from minimoe.experiments.context import RunContext
@@ -34,12 +35,10 @@ GRIDS: dict[PresetName, Grid] = {
 def grid_jobs(preset: PresetName, context: RunContext) -> list[TrainingJob]:
     grid, models, training = GRIDS[preset], PRESETS[preset].models(), PRESETS[preset].training
     jobs = []
-    for schedule in grid.schedules:
+    for schedule, (name, model), rate in product(grid.schedules, models.items(), grid.rates):
         average = 0.0 if schedule == "cosine" else training.average
-        for name, model in models.items():
-            for rate in grid.rates:
-                config = replace(training, lr=rate, schedule=schedule, steps=grid.steps, average=average)
-                jobs.append(TrainingJob(model, config, label=f"{name}-{schedule}-{rate:g}"))
+        config = replace(training, lr=rate, schedule=schedule, steps=grid.steps, average=average)
+        jobs.append(TrainingJob(model, config, label=f"{name}-{schedule}-{rate:g}"))
     return jobs
 
 

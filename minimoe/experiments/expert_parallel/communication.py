@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from itertools import product
 from typing import Any, get_args
 
 import torch
@@ -73,12 +74,11 @@ def run_steps(rounds: int, repeats: int) -> tuple[list[tuple[int, int, int]], di
     seconds: dict[str, list[float]] = {name: [] for name in TIMED}
     for _ in range(repeats):
         times: dict[str, list[float]] = {name: [] for name in TIMED}
-        for _ in range(rounds):
-            for name, case in TIMED.items():
-                dist.barrier()
-                begin = time.perf_counter()
-                steps[case]()
-                times[name].append(time.perf_counter() - begin)
+        for name, case in rounds * list(TIMED.items()):
+            dist.barrier()
+            begin = time.perf_counter()
+            steps[case]()
+            times[name].append(time.perf_counter() - begin)
         for name, values in times.items():
             seconds[name].append(statistics.median(values))
     return sent, seconds
@@ -102,14 +102,13 @@ def bytes_rows(sent_by_process: list[list[tuple[int, int, int]]]) -> list[dict[s
 def predict() -> list[dict[str, Any]]:
     """Communication per token of one layer of DeepSeek-V3, on 8 GPUs of one node and on 64 of 8 nodes."""
     v3, rows = PUBLISHED["deepseek-v3"], []
-    for gpus, rule in ((8, "free"), (64, "free"), (64, "at most 4 nodes")):
+    cases = ((8, "free"), (64, "free"), (64, "at most 4 nodes"))
+    dtypes: tuple[DispatchDtype, ...] = ("bf16", "fp8")
+    for (gpus, rule), dtype in product(cases, dtypes):
         config = replace(v3, top_groups=None if rule == "free" else v3.top_groups)
-        for dtype in ("bf16", "fp8"):
-            sent = all_to_all(config, dtype, n_nodes=gpus // 8)
-            rows.append(
-                {"gpus": gpus, "rule": rule, "dispatch_dtype": dtype, "pairs": sent.destinations}
-                | {"bytes": sent.bytes, "link": sent.link, "us": sent.microseconds}
-            )
+        sent = all_to_all(config, dtype, n_nodes=gpus // 8)
+        row = {"gpus": gpus, "rule": rule, "dispatch_dtype": dtype, "pairs": sent.destinations}
+        rows.append(row | {"bytes": sent.bytes, "link": sent.link, "us": sent.microseconds})
     return rows
 
 
@@ -180,8 +179,7 @@ PREDICTED_COLUMNS = {
 
 def tables(detail: Detail) -> list[TextTable]:
     """From ``Measured.detail``, or from docs/results/parallel.json."""
-    most = detail["bytes"][0]["bytes"]
-    sent = [row | {"share": row["bytes"] / most} for row in detail["bytes"]]
+    sent = [row | {"share": row["bytes"] / detail["bytes"][0]["bytes"]} for row in detail["bytes"]]
     about_sent = (
         f"Bytes that {PROCESSES} processes of {detail['tokens']} tokens send in one step of a layer, by how "
         "many processes a token may visit and by dispatch dtype."

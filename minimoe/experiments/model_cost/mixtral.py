@@ -19,9 +19,8 @@ def measure(context: RunContext) -> Measured:
     layer = preset("mixtral-8x7b", dim=64, expert_dim=96).double()
     x = torch.randn(256, 64, dtype=torch.float64, generator=context.generator())
     y, _ = layer(x)
-    gate, gate_up, down = (
-        t.detach().numpy() for t in (layer.gate.weight, layer.experts.gate_up_proj, layer.experts.down_proj)
-    )
+    weights = (layer.gate.weight, layer.experts.gate_up_proj, layer.experts.down_proj)
+    gate, gate_up, down = (weight.detach().numpy() for weight in weights)
     expected = mixtral_layer(x.numpy(), gate, gate_up, down, top_k=2)
     error = float(np.abs(y.detach().numpy() - expected).max() / np.abs(expected).max())
     parameters = count(PUBLISHED["mixtral-8x7b"])

@@ -104,8 +104,8 @@ def tables(detail: dict[str, Any]) -> list[TextTable]:
             bits = (format_spread(row[axis][domain], ".3f") for domain in domains)
             reached.append([f"  {row['model']}", *bits])
     about_sizes = (
-        "The models. FLOPs are those of training, forward and backward; MaxVio is that of the validation text "
-        "after the last step."
+        "The models. FLOPs are those of training, forward and backward; MaxVio is that of the validation "
+        "text after the last step."
     )
     headings = ["model", "parameters", "active", "FLOPs/token", "tokens/s", "MaxVio"]
     about_bits = f"Validation bits per byte, lower is better ({describe_seeds(detail['seeds'])})."

@@ -53,9 +53,8 @@ def measure_products(context: RunContext) -> Measured:
     size, depth = context.pick((128, 1024), (512, 4096))
     detail = product_errors(size, depth, context.seed)
     values = {name: [100 * error["relative"]] for name, error in detail["errors"].items()}
-    return Measured(
-        values, detail, f"A {size}×{size} product of normal numbers, K = {depth}, against float64."
-    )
+    ran = f"A {size}×{size} product of normal numbers, K = {depth}, against float64."
+    return Measured(values, detail, ran)
 
 
 def measure_bounds(context: RunContext) -> Measured:

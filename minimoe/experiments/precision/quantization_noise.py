@@ -46,14 +46,11 @@ def signal_to_noise(size: int, seed: int = 0) -> Detail:
     def sqnr(fmt: Format, block: Block | None, rule: ScaleRule = "fp32") -> float:
         return measure_error(fake_quantize(x, fmt, block, rule), x).sqnr_db
 
-    formats = {
-        str(fmt): [sqnr(fmt, block) for block in BLOCKS.values()]
-        for fmt in (E4M3, E5M2, INT8, E3M2, E2M3, E2M1)
-    }
+    scaled = (E4M3, E5M2, INT8, E3M2, E2M3, E2M1)
+    formats = {str(fmt): [sqnr(fmt, block) for block in BLOCKS.values()] for fmt in scaled}
     formats |= {str(fmt): [measure_error(round_to(x, fmt), x).sqnr_db] for fmt in (FP16, BF16)}  # no scale
-    rules = {
-        name: [sqnr(fmt, block, rule) for fmt, block in RULE_CASES.values()] for name, rule in RULES.items()
-    }
+    cases = RULE_CASES.values()
+    rules = {name: [sqnr(fmt, block, rule) for fmt, block in cases] for name, rule in RULES.items()}
     return {"size": size, "formats": formats, "rules": rules}
 
 
@@ -61,21 +58,17 @@ def measure(context: RunContext) -> Measured:
     size = context.pick(256, 1024)
     detail = signal_to_noise(size, context.seed)
     values = {fmt: [ratios[0]] for fmt, ratios in detail["formats"].items()}
-    return Measured(
-        values, detail, f"{size}×{size} normal numbers rounded to each format, one scale per tensor."
-    )
+    ran = f"{size}×{size} normal numbers rounded to each format, one scale per tensor."
+    return Measured(values, detail, ran)
 
 
 def tables(detail: Detail) -> list[TextTable]:
     def rows(ratios: dict[str, list[float]], columns: int) -> list[list[str]]:
-        return [
-            [name, *(f"{x:.1f}" for x in row), *[""] * (columns - len(row))] for name, row in ratios.items()
-        ]
+        cells = {name: [f"{x:.1f}" for x in row] for name, row in ratios.items()}
+        return [[name, *row, *[""] * (columns - len(row))] for name, row in cells.items()]
 
-    size = detail["size"]
-    by_format = (
-        f"Signal to noise in dB of {size}×{size} normal numbers, by format and block that shares a scale."
-    )
+    numbers = f"{detail['size']}×{detail['size']} normal numbers"
+    by_format = f"Signal to noise in dB of {numbers}, by format and block that shares a scale."
     by_rule = "Signal to noise in dB by the rule that computes a scale from a block's largest magnitude."
     return [
         TextTable("signal-to-noise", by_format, ["format", *BLOCKS], rows(detail["formats"], len(BLOCKS))),
