@@ -69,16 +69,13 @@ class Architecture:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
         if self.n_heads % self.kv_heads:
             raise ValueError(f"n_heads ({self.n_heads}) must be divisible by kv_heads ({self.kv_heads})")
-        if self.n_experts and not 1 <= self.top_k <= self.n_experts:
-            raise ValueError(f"top_k ({self.top_k}) must be between 1 and n_experts ({self.n_experts})")
-        if self.top_groups is not None and not 1 <= self.top_groups <= self.n_groups:
-            raise ValueError(
-                f"top_groups ({self.top_groups}) must be between 1 and n_groups ({self.n_groups})"
-            )
-        if not 0 <= self.first_dense <= self.n_layers:
-            raise ValueError(
-                f"first_dense ({self.first_dense}) must be between 0 and n_layers ({self.n_layers})"
-            )
+        limits = [(0, "first_dense", "n_layers")]
+        limits += [(1, "top_k", "n_experts")] if self.n_experts else []
+        limits += [(1, "top_groups", "n_groups")] if self.top_groups is not None else []
+        for low, name, limit in limits:
+            value, high = getattr(self, name), getattr(self, limit)
+            if not low <= value <= high:
+                raise ValueError(f"{name} ({value}) must be between {low} and {limit} ({high})")
         if not self.hidden_dim and (not self.n_experts or self.first_dense):
             raise ValueError("hidden_dim (0) must be at least 1 if any layer is dense")
 
@@ -89,23 +86,9 @@ class Architecture:
 
 
 def from_config(config: ModelConfig) -> Architecture:
-    """The architecture of one of this project's models."""
-    return Architecture(
-        name="minimoe",
-        dim=config.dim,
-        n_layers=config.n_layers,
-        vocab_size=config.vocab_size,
-        n_heads=config.n_heads,
-        head_dim=config.head_dim,
-        kv_heads=config.n_heads,
-        context=config.context,
-        hidden_dim=config.hidden_dim,
-        first_dense=config.first_dense if config.n_experts else 0,
-        n_experts=config.n_experts,
-        top_k=config.top_k if config.n_experts else 0,
-        expert_dim=config.expert_dim if config.n_experts else 0,
-        n_shared=config.n_shared if config.n_experts else 0,
-        n_groups=config.n_groups if config.n_experts else 1,
-        top_groups=config.top_groups if config.n_experts else None,
-        tied=True,
-    )
+    """The architecture of one of this project's models: sizes of the same names."""
+    names = ["dim", "n_layers", "vocab_size", "n_heads", "head_dim", "context", "hidden_dim"]
+    if config.n_experts:
+        names += ["first_dense", "n_experts", "top_k", "expert_dim", "n_shared", "n_groups", "top_groups"]
+    sizes = {name: getattr(config, name) for name in names}
+    return Architecture("minimoe", kv_heads=config.n_heads, tied=True, **sizes)

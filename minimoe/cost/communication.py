@@ -25,21 +25,29 @@ def processes_visited(config: ModelConfig | Architecture, n_processes: int) -> f
     Raises:
         ValueError: no experts, experts not divisible by the processes, or groups that are not the processes.
     """
+    candidates = _candidates(config, n_processes, "processes")
+    if config.n_experts % n_processes:
+        raise ValueError(f"n_experts ({config.n_experts}) must be divisible by the processes ({n_processes})")
+    return _visited(candidates, config.n_experts // n_processes, config.top_k)
+
+
+def _candidates(config: ModelConfig | Architecture, places: int, what: str) -> int:
+    """How many of the ``places`` may hold experts of one token: fewer than all if groups are limited."""
     if not config.n_experts:
         raise ValueError("n_experts (0) must be at least 1 for expert parallelism")
-    experts, k = config.n_experts, config.top_k
-    if experts % n_processes:
-        raise ValueError(f"n_experts ({experts}) must be divisible by the processes ({n_processes})")
-    candidates = n_processes
-    if config.top_groups is not None and config.top_groups < config.n_groups:
-        if config.n_groups != n_processes:
-            raise ValueError(
-                f"n_groups ({config.n_groups}) must be the number of processes ({n_processes}), so that "
-                "limiting groups limits processes"
-            )
-        candidates = config.top_groups
-    each = experts // n_processes
-    missed = math.comb((candidates - 1) * each, k) / math.comb(candidates * each, k)
+    if config.top_groups is None or config.top_groups == config.n_groups:
+        return places
+    if config.n_groups != places:
+        raise ValueError(
+            f"n_groups ({config.n_groups}) must be the number of {what} ({places}), so that limiting groups "
+            f"limits {what}"
+        )
+    return config.top_groups
+
+
+def _visited(candidates: int, each: int, top_k: int) -> float:
+    """Expected number of candidates with any of ``top_k`` experts, if each holds ``each`` experts."""
+    missed = math.comb((candidates - 1) * each, top_k) / math.comb(candidates * each, top_k)
     return candidates * (1 - missed)
 
 
@@ -131,12 +139,8 @@ def nvlink_forwards(a: Architecture, *, n_nodes: int = 8) -> float:
     Raises:
         ValueError: as in ``processes_visited``, or experts not divisible by all GPUs.
     """
-    gpus = n_nodes * GPUS_PER_NODE
+    candidates, gpus = _candidates(a, n_nodes, "nodes"), n_nodes * GPUS_PER_NODE
     if a.n_experts % gpus:
         raise ValueError(f"n_experts ({a.n_experts}) must be divisible by the GPUs ({gpus})")
-    limited = a.top_groups is not None and a.top_groups < a.n_groups
-    if limited and a.n_groups != n_nodes:
-        raise ValueError(f"n_groups ({a.n_groups}) must be the number of nodes ({n_nodes})")
-    share = a.top_groups / a.n_groups if limited and a.top_groups else 1
-    candidates = replace(a, n_experts=int(a.n_experts * share), n_groups=1, top_groups=None)
-    return processes_visited(candidates, int(gpus * share)) * (GPUS_PER_NODE - 1) / GPUS_PER_NODE
+    visited = _visited(candidates * GPUS_PER_NODE, a.n_experts // gpus, a.top_k)
+    return visited * (GPUS_PER_NODE - 1) / GPUS_PER_NODE

@@ -37,7 +37,8 @@ def estimate(
         raise ValueError(f"accelerator must be one of {', '.join(ACCELERATORS)}, not {accelerator!r}")
     n, footprint, gpu = count(a), memory_footprint(a, storage_precision), ACCELERATORS[accelerator]
     run = training_cost(a, tokens, peak=gpu.bf16, mfu=mfu, price=price)
-    activation = activations(a, a.context, storage_precision)
+    held = activations(a, a.context, storage_precision)
+    activation_bytes = {"activations_per_token": held.peak / a.context, "activations_peak_at": held.peak_at}
     return {
         "name": a.name,
         "parameters": {
@@ -49,12 +50,8 @@ def estimate(
             "router": n.router,
         },
         "flops_per_token": {"forward": forward_flops(a), "training": training_flops(a)},
-        "bytes": asdict(footprint)
-        | {
-            "activations_per_token": activation.peak / a.context,
-            "activations_peak_at": activation.peak_at,
-        },
-        "training": {"tokens": tokens, "flops": run.flops, "hours": run.hours, "dollars": run.dollars},
+        "bytes": asdict(footprint) | {"training": footprint.training} | activation_bytes,
+        "training": asdict(run) | {"dollars": run.dollars},
         "all_to_all": _all_to_all(a),
         "roofline": _roofline(a, gpu if peaks is None else peaks, storage_precision),
         "published_run": _published_run(a, mfu),
@@ -73,42 +70,37 @@ def estimate(
 
 def _all_to_all(a: Architecture) -> dict[str, Any] | None:
     """On the GPUs of all nodes; None if a model has no experts, or they are not divisible by the GPUs."""
-    gpus = NODES * GPUS_PER_NODE
-    limited = a.top_groups is not None and a.top_groups < a.n_groups
-    if not a.n_experts or a.n_experts % gpus or (limited and a.n_groups != NODES):
+    try:
+        forwards = nvlink_forwards(a, n_nodes=NODES)
+    except ValueError:
         return None
-    bf16, fp8 = all_to_all(a, "bf16", n_nodes=NODES), all_to_all(a, "fp8", n_nodes=NODES)
+    costs = {dtype: all_to_all(a, dtype, n_nodes=NODES) for dtype in ("bf16", "fp8")}
     return {
         "nodes": NODES,
-        "gpus": gpus,
-        "other_nodes": bf16.destinations,
-        "nvlink_forwards": nvlink_forwards(a, n_nodes=NODES),
-        "bytes_per_token_and_layer": {"bf16": bf16.bytes, "fp8": fp8.bytes},
-        "microseconds_per_token_and_layer": {"bf16": bf16.microseconds, "fp8": fp8.microseconds},
+        "gpus": NODES * GPUS_PER_NODE,
+        "other_nodes": costs["bf16"].destinations,
+        "nvlink_forwards": forwards,
+        "bytes_per_token_and_layer": {dtype: cost.bytes for dtype, cost in costs.items()},
+        "microseconds_per_token_and_layer": {dtype: cost.microseconds for dtype, cost in costs.items()},
         "layers": a.n_moe_layers,
     }
 
 
 def _roofline(a: Architecture, machine: Accelerator | Peaks, storage_precision: str) -> dict[str, Any]:
     """Seconds of the whole model and of its parts, by number of tokens, for forward pass and training."""
-    result: dict[str, Any] = {"machine": "measured" if isinstance(machine, Peaks) else machine.name}
-    if isinstance(machine, Peaks):
-        result |= asdict(machine)
-    for tokens in TOKENS:
-        result[str(tokens)] = {}
-        for name in ("forward", "training"):
-            parts = roofline(
-                a, tokens, machine, storage_precision=storage_precision, training=name == "training"
-            )
-            result[str(tokens)][name] = {
-                "seconds": total(parts),
-                "parts": {
-                    p.name: {"layers": p.layers, "flops": p.flops, "bytes": p.bytes}
-                    | {"seconds": p.seconds, "bound": p.bound}
-                    for p in parts
-                },
-            }
-    return result
+
+    def seconds(tokens: int, training: bool) -> dict[str, Any]:
+        parts = roofline(a, tokens, machine, storage_precision=storage_precision, training=training)
+        by_name = {p.name: asdict(p) | {"seconds": p.seconds, "bound": p.bound} for p in parts}
+        return {"seconds": total(parts), "parts": by_name}
+
+    about = (
+        {"machine": "measured"} | asdict(machine) if isinstance(machine, Peaks) else {"machine": machine.name}
+    )
+    return about | {
+        str(tokens): {"forward": seconds(tokens, False), "training": seconds(tokens, True)}
+        for tokens in TOKENS
+    }
 
 
 def _published_run(a: Architecture, assumed_mfu: float) -> dict[str, Any] | None:
@@ -118,5 +110,5 @@ def _published_run(a: Architecture, assumed_mfu: float) -> dict[str, Any] | None
     run = PUBLISHED_RUNS[a.name]
     peak = ACCELERATORS[run.accelerator].bf16
     predicted = training_cost(a, run.tokens, peak=peak, mfu=assumed_mfu, price=run.price)
-    derived = {"total_hours": run.total_hours, "dollars": run.dollars, "days": run.days, "mfu": run.mfu(a)}
-    return asdict(run) | derived | {"predicted_hours": predicted.hours}
+    derived = {name: getattr(run, name) for name in ("pretraining", "total_hours", "dollars", "days")}
+    return asdict(run) | derived | {"mfu": run.mfu(a), "predicted_hours": predicted.hours}

@@ -1,5 +1,6 @@
 """The table of ``minimoe cost``, for one model or two side by side, and the assumptions behind it."""
 
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -22,19 +23,61 @@ PARTS = {
 }
 
 
+# Rows of each section by their names; a section shows the estimate's entry of that key.
+SECTIONS: dict[str, tuple[str | None, dict[str, Callable[[Any], str]]]] = {
+    "": (
+        None,
+        {
+            "parameters": lambda e: si(e["parameters"]["total"]),
+            "  active": lambda e: si(e["parameters"]["active"]),
+            "  of these embedding and output": lambda e: si(e["parameters"]["embedding"]),
+            "FLOPs per token, forward": lambda e: si(e["flops_per_token"]["forward"]),
+            "  training": lambda e: si(e["flops_per_token"]["training"]),
+            "bytes of weights": lambda e: si(e["bytes"]["weights"]),
+            "  with gradients and optimizer states": lambda e: si(e["bytes"]["training"]),
+            "KV cache, bytes per token": lambda e: si(e["bytes"]["cache_per_token"]),
+            "peak activations, bytes per token": lambda e: si(e["bytes"]["activations_per_token"]),
+        },
+    ),
+    "training": (
+        "training",
+        {
+            "FLOPs": lambda run: f"{run['flops']:.3g}",
+            "GPU-hours": lambda run: _amount(run["hours"]),
+            "dollars": lambda run: _amount(run["dollars"]),
+        },
+    ),
+    "published run": (
+        "published_run",
+        {
+            "tokens": lambda run: si(run["tokens"]),
+            "GPU-hours, all stages": lambda run: si(run["total_hours"]),
+            "  pre-training, published / predicted": lambda run: (
+                f"{si(run['pretraining'])} / {si(run['predicted_hours'])}"
+            ),
+            "dollars": lambda run: si(run["dollars"]),
+            "days of pre-training": lambda run: f"{run['days']:.0f} on {run['gpus']:,} {run['accelerator']}",
+            "MFU these imply, of the bf16 peak": lambda run: f"{run['mfu']:.1%}",
+        },
+    ),
+    "all-to-all per token per layer, 8 nodes": (
+        "all_to_all",
+        {
+            "other nodes, NVLink forwards": "{other_nodes:.2f}, {nvlink_forwards:.2f}".format_map,
+            "kB in training, bf16 / fp8 dispatch": lambda cost: " / ".join(
+                f"{b / 1e3:.0f}" for b in cost["bytes_per_token_and_layer"].values()
+            ),
+        },
+    ),
+}
+
+
 def print_costs(estimates: list[Estimate], console: Console) -> None:
     """Print the table, without the sections that apply to none of the models."""
     table = rich_table("", ["", *(estimate["name"] for estimate in estimates)])
-    for title, rows in (
-        ("", _sizes(estimates)),
-        ("training", _training(estimates)),
-        ("published run", _published_run(estimates)),
-        ("all-to-all per token per layer, 8 nodes", _all_to_all(estimates)),
-        (
-            f"forward µs per layer: {TOKENS[0]} · {TOKENS[1]:,} tokens",
-            _roofline(estimates),
-        ),
-    ):
+    sections = {title: _rows(estimates, key, rows) for title, (key, rows) in SECTIONS.items()}
+    sections[f"forward µs per layer: {TOKENS[0]} · {TOKENS[1]:,} tokens"] = _roofline(estimates)
+    for title, rows in sections.items():
         if rows and title:
             table.add_section()
             table.add_row(title, style="bold")
@@ -44,59 +87,11 @@ def print_costs(estimates: list[Estimate], console: Console) -> None:
     _print_assumptions(estimates, console)
 
 
-def _sizes(estimates: list[Estimate]) -> Rows:
-    n, flops, memory = ([e[key] for e in estimates] for key in ("parameters", "flops_per_token", "bytes"))
-    training = ("weights", "master", "gradients", "optimizer")
-    return [
-        ("parameters", [si(p["total"]) for p in n]),
-        ("  active", [si(p["active"]) for p in n]),
-        ("  of these embedding and output", [si(p["embedding"]) for p in n]),
-        ("FLOPs per token, forward", [si(f["forward"]) for f in flops]),
-        ("  training", [si(f["training"]) for f in flops]),
-        ("bytes of weights", [si(b["weights"]) for b in memory]),
-        ("  with gradients and optimizer states", [si(sum(b[part] for part in training)) for b in memory]),
-        ("KV cache, bytes per token", [si(b["cache_per_token"]) for b in memory]),
-        ("peak activations, bytes per token", [si(b["activations_per_token"]) for b in memory]),
-    ]
-
-
-def _training(estimates: list[Estimate]) -> Rows:
-    runs = [e["training"] for e in estimates]
-    return [
-        ("FLOPs", [f"{r['flops']:.3g}" for r in runs]),
-        ("GPU-hours", [_amount(r["hours"]) for r in runs]),
-        ("dollars", [_amount(r["dollars"]) for r in runs]),
-    ]
-
-
-def _published_run(estimates: list[Estimate]) -> Rows:
-    runs = [e["published_run"] for e in estimates]
-    if not any(runs):
+def _rows(estimates: list[Estimate], key: str | None, rows: dict[str, Callable[[Any], str]]) -> Rows:
+    entries = [estimate[key] if key else estimate for estimate in estimates]
+    if not any(entries):
         return []
-    rows = {
-        "tokens": lambda r: si(r["tokens"]),
-        "GPU-hours, all stages": lambda r: si(r["total_hours"]),
-        "  pre-training, published / predicted": lambda r: (
-            f"{si(next(iter(r['hours'].values())))} / {si(r['predicted_hours'])}"
-        ),
-        "dollars": lambda r: si(r["dollars"]),
-        "days of pre-training": lambda r: f"{r['days']:.0f} on {r['gpus']:,} {r['accelerator']}",
-        "MFU these imply, of the bf16 peak": lambda r: f"{r['mfu']:.1%}",
-    }
-    return [(name, ["" if r is None else show(r) for r in runs]) for name, show in rows.items()]
-
-
-def _all_to_all(estimates: list[Estimate]) -> Rows:
-    costs = [e["all_to_all"] for e in estimates]
-    if not any(costs):
-        return []
-    rows = {
-        "other nodes, NVLink forwards": lambda c: f"{c['other_nodes']:.2f}, {c['nvlink_forwards']:.2f}",
-        "kB in training, bf16 / fp8 dispatch": lambda c: " / ".join(
-            f"{b / 1e3:.0f}" for b in c["bytes_per_token_and_layer"].values()
-        ),
-    }
-    return [(name, ["" if c is None else show(c) for c in costs]) for name, show in rows.items()]
+    return [(name, ["" if e is None else show(e) for e in entries]) for name, show in rows.items()]
 
 
 def _roofline(estimates: list[Estimate]) -> Rows:
