@@ -22,52 +22,41 @@ PARTS = {
     "output": "output (once)",
 }
 
+RowFormats = dict[str, Callable[[Any], str]]  # by the row's name
 
-# Rows of each section by their names; a section shows the estimate's entry of that key.
-SECTIONS: dict[str, tuple[str | None, dict[str, Callable[[Any], str]]]] = {
-    "": (
-        None,
-        {
-            "parameters": lambda e: si(e["parameters"]["total"]),
-            "  active": lambda e: si(e["parameters"]["active"]),
-            "  of these embedding and output": lambda e: si(e["parameters"]["embedding"]),
-            "FLOPs per token, forward": lambda e: si(e["flops_per_token"]["forward"]),
-            "  training": lambda e: si(e["flops_per_token"]["training"]),
-            "bytes of weights": lambda e: si(e["bytes"]["weights"]),
-            "  with gradients and optimizer states": lambda e: si(e["bytes"]["training"]),
-            "KV cache, bytes per token": lambda e: si(e["bytes"]["cache_per_token"]),
-            "peak activations, bytes per token": lambda e: si(e["bytes"]["activations_per_token"]),
-        },
+SIZES: RowFormats = {
+    "parameters": lambda e: si(e["parameters"]["total"]),
+    "  active": lambda e: si(e["parameters"]["active"]),
+    "  of these embedding and output": lambda e: si(e["parameters"]["embedding"]),
+    "FLOPs per token, forward": lambda e: si(e["flops_per_token"]["forward"]),
+    "  training": lambda e: si(e["flops_per_token"]["training"]),
+    "bytes of weights": lambda e: si(e["bytes"]["weights"]),
+    "  with gradients and optimizer states": lambda e: si(e["bytes"]["training"]),
+    "KV cache, bytes per token": lambda e: si(e["bytes"]["cache_per_token"]),
+    "peak activations, bytes per token": lambda e: si(e["bytes"]["activations_per_token"]),
+}
+
+TRAINING: RowFormats = {
+    "FLOPs": lambda run: f"{run['flops']:.3g}",
+    "GPU-hours": lambda run: _amount(run["hours"]),
+    "dollars": lambda run: _amount(run["dollars"]),
+}
+
+PUBLISHED_RUN: RowFormats = {
+    "tokens": lambda run: si(run["tokens"]),
+    "GPU-hours, all stages": lambda run: si(run["total_hours"]),
+    "  pre-training, published / predicted": lambda run: (
+        f"{si(run['pretraining'])} / {si(run['predicted_hours'])}"
     ),
-    "training": (
-        "training",
-        {
-            "FLOPs": lambda run: f"{run['flops']:.3g}",
-            "GPU-hours": lambda run: _amount(run["hours"]),
-            "dollars": lambda run: _amount(run["dollars"]),
-        },
-    ),
-    "published run": (
-        "published_run",
-        {
-            "tokens": lambda run: si(run["tokens"]),
-            "GPU-hours, all stages": lambda run: si(run["total_hours"]),
-            "  pre-training, published / predicted": lambda run: (
-                f"{si(run['pretraining'])} / {si(run['predicted_hours'])}"
-            ),
-            "dollars": lambda run: si(run["dollars"]),
-            "days of pre-training": lambda run: f"{run['days']:.0f} on {run['gpus']:,} {run['accelerator']}",
-            "MFU these imply, of the bf16 peak": lambda run: f"{run['mfu']:.1%}",
-        },
-    ),
-    "all-to-all per token per layer, 8 nodes": (
-        "all_to_all",
-        {
-            "other nodes, NVLink forwards": "{other_nodes:.2f}, {nvlink_forwards:.2f}".format_map,
-            "kB in training, bf16 / fp8 dispatch": lambda cost: " / ".join(
-                f"{b / 1e3:.0f}" for b in cost["bytes_per_token_and_layer"].values()
-            ),
-        },
+    "dollars": lambda run: si(run["dollars"]),
+    "days of pre-training": "{days:.0f} on {gpus:,} {accelerator}".format_map,
+    "MFU these imply, of the bf16 peak": "{mfu:.1%}".format_map,
+}
+
+ALL_TO_ALL: RowFormats = {
+    "other nodes, NVLink forwards": "{other_nodes:.2f}, {nvlink_forwards:.2f}".format_map,
+    "kB in training, bf16 / fp8 dispatch": lambda cost: " / ".join(
+        f"{b / 1e3:.0f}" for b in cost["bytes_per_token_and_layer"].values()
     ),
 }
 
@@ -75,9 +64,13 @@ SECTIONS: dict[str, tuple[str | None, dict[str, Callable[[Any], str]]]] = {
 def print_costs(estimates: list[Estimate], console: Console) -> None:
     """Print the table, without the sections that apply to none of the models."""
     table = rich_table("", ["", *(estimate["name"] for estimate in estimates)])
-    sections = {title: _rows(estimates, key, rows) for title, (key, rows) in SECTIONS.items()}
-    sections[f"forward µs per layer: {TOKENS[0]} · {TOKENS[1]:,} tokens"] = _roofline(estimates)
-    for title, rows in sections.items():
+    for title, rows in {
+        "": _rows(estimates, SIZES),
+        "training": _rows([e["training"] for e in estimates], TRAINING),
+        "published run": _rows([e["published_run"] for e in estimates], PUBLISHED_RUN),
+        "all-to-all per token per layer, 8 nodes": _rows([e["all_to_all"] for e in estimates], ALL_TO_ALL),
+        f"forward µs per layer: {TOKENS[0]} · {TOKENS[1]:,} tokens": _roofline(estimates),
+    }.items():
         if rows and title:
             table.add_section()
             table.add_row(title, style="bold")
@@ -87,11 +80,11 @@ def print_costs(estimates: list[Estimate], console: Console) -> None:
     _print_assumptions(estimates, console)
 
 
-def _rows(estimates: list[Estimate], key: str | None, rows: dict[str, Callable[[Any], str]]) -> Rows:
-    entries = [estimate[key] if key else estimate for estimate in estimates]
+def _rows(entries: list[Any], formats: RowFormats) -> Rows:
+    """The rows of one section, whose entry is None for a model to which it does not apply."""
     if not any(entries):
         return []
-    return [(name, ["" if e is None else show(e) for e in entries]) for name, show in rows.items()]
+    return [(name, ["" if e is None else show(e) for e in entries]) for name, show in formats.items()]
 
 
 def _roofline(estimates: list[Estimate]) -> Rows:
