@@ -17,7 +17,9 @@ Reduction = Literal["mean", "sum", "none"]
 MAX_SUM = 1.01  # of a token's probabilities; float16's rounding stays well below
 
 
-def check_settings(kind: Kind, temperature: float, alpha: float = 0.5, beta: float = 0.5) -> None:
+def check_settings(
+    kind: Kind, temperature: float, alpha: float = 0.5, beta: float = 0.5, reduction: Reduction = "mean"
+) -> None:
     """Raise ValueError for invalid settings."""
     if kind not in get_args(Kind):
         raise ValueError(f"kind ({kind!r}) must be one of {', '.join(get_args(Kind))}")
@@ -31,10 +33,6 @@ def check_settings(kind: Kind, temperature: float, alpha: float = 0.5, beta: flo
             "libraries return a KL divergence there), at 0 skew is forward, at 1 it is 0; use kind='forward' "
             "or kind='reverse'"
         )
-
-
-def check_reduction(reduction: Reduction) -> None:
-    """Raise ValueError for an unknown reduction."""
     if reduction not in get_args(Reduction):
         raise ValueError(f"reduction ({reduction!r}) must be one of {', '.join(get_args(Reduction))}")
 

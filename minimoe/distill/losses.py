@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from minimoe.distill.checks import Kind, Reduction, check_reduction, check_settings, check_tokens, explain_nan
+from minimoe.distill.checks import Kind, Reduction, check_settings, check_tokens, explain_nan
 
 
 def divergence(
@@ -27,13 +27,12 @@ def divergence(
     beta: float = 0.5, mask: Tensor | None = None, reduction: Reduction = "mean",
 ) -> Tensor:  # fmt: skip
     """Divergence of q from p *without* the factor T² of ``kd_loss``; arguments, result, errors as there."""
-    check_settings(kind, temperature, beta=beta)
+    check_settings(kind, temperature, beta=beta, reduction=reduction)
     valid = check_tokens(None, -100, mask, student=student_logits, teacher=teacher_logits)
     log_q = log_probs(student_logits, temperature, valid)
     log_p = log_probs(teacher_logits.detach(), temperature, valid)
-    loss = reduce(token_divergence(log_q, log_p, kind, beta), valid, reduction)
-    explain_nan(loss, valid, student=student_logits, teacher=teacher_logits)
-    return loss
+    values = token_divergence(log_q, log_p, kind, beta)
+    return reduce(values, valid, reduction, student=student_logits, teacher=teacher_logits)
 
 
 def kd_loss(
@@ -59,7 +58,7 @@ def kd_loss(
             synchronize) also targets outside the vocabulary, and logits that make the loss NaN.
         TypeError: logits that are not floats, targets that are not int64, a mask that is not bool.
     """
-    check_settings(kind, temperature, alpha, beta)
+    check_settings(kind, temperature, alpha, beta, reduction)
     valid = check_tokens(targets, ignore_index, mask, student=student_logits, teacher=teacher_logits)
 
     def soft() -> Tensor:
@@ -67,9 +66,8 @@ def kd_loss(
         log_p = log_probs(teacher_logits.detach(), temperature, valid)
         return token_divergence(log_q, log_p, kind, beta)
 
-    loss = reduce(mix(student_logits, targets, soft, valid, temperature, alpha), valid, reduction)
-    explain_nan(loss, valid, student=student_logits, teacher=teacher_logits)
-    return loss
+    values = mix(student_logits, targets, soft, valid, temperature, alpha)
+    return reduce(values, valid, reduction, student=student_logits, teacher=teacher_logits)
 
 
 def mix(
@@ -116,11 +114,13 @@ def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
     return terms.masked_fill(impossible & ~absent, math.inf).sum(-1)
 
 
-def reduce(values: Tensor, valid: Tensor | None, reduction: Reduction) -> Tensor:
-    """Loss per token, (...), reduced over the tokens that count as ``kd_loss`` says."""
-    check_reduction(reduction)
-    if valid is not None:
-        values = values.masked_fill(~valid, 0)
-    if reduction != "mean":
-        return values.sum() if reduction == "sum" else values
-    return values.sum() / (values.numel() if valid is None else valid.sum().clamp(min=1))
+def reduce(values: Tensor, valid: Tensor | None, reduction: Reduction, **logits: Tensor) -> Tensor:
+    """Loss per token, (...), reduced over the tokens that count as ``kd_loss`` says; ValueError for NaN,
+    naming the logits that caused it."""
+    loss = values if valid is None else values.masked_fill(~valid, 0)
+    if reduction != "none":
+        loss = loss.sum()
+    if reduction == "mean":
+        loss = loss / (values.numel() if valid is None else valid.sum().clamp(min=1))
+    explain_nan(loss, valid, **logits)
+    return loss

@@ -118,9 +118,8 @@ def generate_text(
             "rows": n_rows, "rows_per_shard": ROWS_PER_SHARD,  # last: they may follow from the settings above
         }  # fmt: skip
         store = ShardStore(folder, len(sizes))
-        store.prepare(
-            settings, [n * (2 * (context + 1) + 8) for n in sizes]
-        )  # int16 per byte, int64 per domain
+        row_bytes = 2 * (context + 1) + 8  # int16 per byte, int64 per domain
+        store.prepare(settings, [n * row_bytes for n in sizes])
     shards = []
     for i, n in enumerate(sizes):
         if store is not None and store.has(i):

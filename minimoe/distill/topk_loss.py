@@ -51,13 +51,12 @@ def sparse_divergence(
 ) -> Tensor:  # fmt: skip
     """Divergence of the student from the teacher's top K, *without* the factor T² of ``sparse_kd_loss``;
     arguments, result and errors as there."""
-    check_settings(kind, temperature, beta=beta)
+    check_settings(kind, temperature, beta=beta, reduction=reduction)
     valid = check_tokens(None, -100, mask, student=student_logits)
     check_top(*top, student_logits, valid)
     log_q, log_p = _classes(student_logits, top, valid, temperature)
-    loss = reduce(token_divergence(log_q, log_p, kind, beta), valid, reduction)
-    explain_nan(loss, valid, student=student_logits, teacher=top.log_probs)
-    return loss
+    values = token_divergence(log_q, log_p, kind, beta)
+    return reduce(values, valid, reduction, student=student_logits, teacher=top.log_probs)
 
 
 def sparse_kd_loss(
@@ -77,17 +76,15 @@ def sparse_kd_loss(
         ValueError: mismatched shapes in ``top``; on a CPU also ids outside the vocabulary, and numbers that
             are not log-probabilities. TypeError: ids that are not integers.
     """
-    check_settings(kind, temperature, alpha, beta)
+    check_settings(kind, temperature, alpha, beta, reduction)
     valid = check_tokens(targets, ignore_index, mask, student=student_logits)
     check_top(*top, student_logits, valid)
 
     def soft() -> Tensor:
-        log_q, log_p = _classes(student_logits, top, valid, temperature)
-        return token_divergence(log_q, log_p, kind, beta)
+        return token_divergence(*_classes(student_logits, top, valid, temperature), kind, beta)
 
-    loss = reduce(mix(student_logits, targets, soft, valid, temperature, alpha), valid, reduction)
-    explain_nan(loss, valid, student=student_logits, teacher=top.log_probs)
-    return loss
+    values = mix(student_logits, targets, soft, valid, temperature, alpha)
+    return reduce(values, valid, reduction, student=student_logits, teacher=top.log_probs)
 
 
 def _classes(

@@ -27,12 +27,11 @@ def read_results(
 ) -> tuple[DistillationResults, dict[str, GPT], dict[str, GPT]]:
     """Train what is missing; return the results, and the last seed's students and teachers by name."""
     setup = run.setup
-    curves: dict[str, list[Curve]] = {}
-    metrics: dict[str, list[StudentMetrics]] = {}
+    curves: dict[str, list[Curve]] = {name: [] for name in run.methods}
+    metrics: dict[str, list[StudentMetrics]] = {name: [] for name in run.methods}
     students: dict[str, GPT] = {}
     teachers: dict[str, GPT] = {}
     for name, jobs in run.train(context).items():
-        curves[name], metrics[name] = [], []
         for job in jobs:
             folder, teacher = context.job_folder(job), job.teacher().model
             curve = read_student_curve(folder / "records.jsonl", job.method, setup, teacher.config)
@@ -77,7 +76,7 @@ def _models(
     """Sizes, costs and speeds, the student first. Training FLOPs are relative to those of the student without
     a teacher, and unknown (None) for a given teacher."""
     speeds = generation_speeds(dict(models))
-    trained = {"student", *run.trained_teachers()}
+    trained = {"student", *(job.label.removeprefix("teacher/") for job in run.teachers(seeds=1))}
     rows = []
     for name, model in models.items():
         config = model.config

@@ -6,6 +6,7 @@ Jobs are shared like any other: a teacher, its text or a student that several ex
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -46,9 +47,6 @@ class TextJob:
     """of the training text, from which the prompts are drawn"""
     seed: int
 
-    def name(self, data: str) -> str:
-        return f"text-seed-{self.seed}-{_digest(self, data)}"
-
     def seconds(self, device: str) -> float:
         return self.config.teacher_tokens / GENERATION_SPEED
 
@@ -58,36 +56,29 @@ class TextJob:
     def folder(self, context: RunContext) -> Path:
         if context.named_folders:
             return context.folder / f"seed-{self.seed}" / "text"
-        return context.folder / "trained" / self.name(context.corpus.fingerprint)
+        name = f"text-seed-{self.seed}-{_digest(self, context.corpus.fingerprint)}"
+        return context.folder / "trained" / name
 
 
 class TeacherPool:
-    """The teachers of a run in memory, so that students of the same teacher share its predictions."""
+    """A run's teachers and their texts, each loaded once, so that students share a teacher's predictions."""
 
     def __init__(self, context: RunContext) -> None:
         self.context = context
-        self.teachers: dict[tuple[TeacherSource, bool], LogitTeacher] = {}
-        self.texts: dict[TextJob, TeacherText] = {}
+        self.teacher, self.text = cache(self._load_teacher), cache(self._generate_or_read)
 
-    def teacher(self, source: TeacherSource, quantized: bool = False) -> LogitTeacher:
-        if (source, quantized) not in self.teachers:
-            if quantized:
-                model = in_8_bits(self.teacher(source).model)
-            else:
-                model = source.model if isinstance(source, GivenTeacher) else self.context.model(source)
-            self.teachers[source, quantized] = LogitTeacher(model)
-        return self.teachers[source, quantized]
+    def _load_teacher(self, source: TeacherSource, quantized: bool) -> LogitTeacher:
+        if quantized:
+            return LogitTeacher(in_8_bits(self.teacher(source, False).model))
+        return LogitTeacher(source.model if isinstance(source, GivenTeacher) else self.context.model(source))
 
-    def text(self, job: TextJob) -> TeacherText:
-        """The text, generated or read back."""
-        if job not in self.texts:
-            context, model = self.context, self.teacher(job.source).model
-            seconds = job.seconds(context.device)
-            self.texts[job] = generate_text(
-                model, context.corpus.part(job.data_fraction), job.context, job.config, job.seed,
-                job.folder(context), lambda done, n_shards: context.on_progress(seconds / n_shards),
-            )  # fmt: skip
-        return self.texts[job]
+    def _generate_or_read(self, job: TextJob) -> TeacherText:
+        context, seconds = self.context, job.seconds(self.context.device)
+        return generate_text(
+            self.teacher(job.source, False).model, context.corpus.part(job.data_fraction), job.context,
+            job.config, job.seed, job.folder(context),
+            lambda done, n_shards: context.on_progress(seconds / n_shards),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -112,7 +103,7 @@ class DistillJob(TrainingJob):
         corpus.part(self.data_fraction).check(self.model.context)
 
     def teacher(self) -> LogitTeacher:
-        return self.pool.teacher(self.source, quantized=self.method.teacher == "8 bits")
+        return self.pool.teacher(self.source, self.method.teacher == "8 bits")
 
     def trainer(self, corpus: Corpus, device: str) -> DistillationTrainer:
         config = self.method.distill_config
@@ -155,19 +146,19 @@ class DistillationRun:
         for config in configs:
             check_fit(self.setup.student, config)
 
-    def trained_teachers(self) -> list[TeacherName]:
-        """Teachers that are trained here; the one in 8 bits is a copy of the dense one."""
-        dense: list[TeacherName] = ["dense"] if self.given is None else []
-        needs_mixture = any(method.teacher == "mixture" for method in self.methods.values())
-        return [*dense, "mixture"] if needs_mixture else dense
-
     def source(self, teacher: TeacherName, seed: int) -> TeacherSource:
-        if teacher != "mixture" and self.given is not None:
-            return self.given
         training = replace(self.setup.training, lr=self.setup.teacher_lr, seed=seed)
         if teacher == "mixture":
             return TrainingJob(self.setup.mixture, training, label="teacher/mixture")
-        return TrainingJob(self.setup.teacher, training, label="teacher/dense")
+        return self.given or TrainingJob(self.setup.teacher, training, label="teacher/dense")
+
+    def teachers(self, seeds: int) -> list[TrainingJob]:
+        """Teachers that are trained here; the one in 8 bits is a copy of the dense one."""
+        needed: set[TeacherName] = {"dense", *(method.teacher for method in self.methods.values())} - {
+            "8 bits"
+        }
+        sources = [self.source(name, seed) for name in sorted(needed) for seed in range(seeds)]
+        return [source for source in sources if isinstance(source, TrainingJob)]
 
     def text_job(self, seed: int) -> TextJob | None:
         """As much text as any student reads; None if no student reads any."""
@@ -199,14 +190,10 @@ class DistillationRun:
             pool=pool,
         )
 
-    def teachers(self, seeds: int) -> list[TrainingJob]:
-        sources = [self.source(name, seed) for name in self.trained_teachers() for seed in range(seeds)]
-        return [source for source in sources if isinstance(source, TrainingJob)]
-
     def jobs(self, context: RunContext) -> list[Job]:
-        texts = [self.text_job(seed) for seed in range(context.seeds)]
+        texts = [text for seed in range(context.seeds) if (text := self.text_job(seed))]
         students = [job for jobs in self.students(context).values() for job in jobs]
-        return [*self.teachers(context.seeds), *(text for text in texts if text is not None), *students]
+        return [*self.teachers(context.seeds), *texts, *students]
 
     def train(self, context: RunContext) -> dict[str, list[DistillJob]]:
         """Train the teachers, then the students; finished jobs are skipped. The students' jobs, by method."""

@@ -41,20 +41,13 @@ def tables(detail: dict[str, Any]) -> list[TextTable]:
         ]
         for row in detail["models"]
     ]
-    students: list[list[str]] = []
+    formats = {"best": ".3f", "gap_closed": ".0%", "agreement": ".0%", "divergence": ".3f"}
+    students = []
     for row in detail["methods"]:
         lead = row["lead_at_equal_compute"]
-        students.append(
-            [
-                row["method"],
-                format_spread(row["best"], ".3f"),
-                format_spread(row["gap_closed"], ".0%"),
-                format_spread(row["agreement"], ".0%"),
-                format_spread(row["divergence"], ".3f"),
-                f"{row['compute']:.1f}x",
-                "" if lead is None else format_spread(lead, ".3f"),
-            ]
-        )
+        figures = [format_spread(row[name], spec) for name, spec in formats.items()]
+        figures += [f"{row['compute']:.1f}x", "" if lead is None else format_spread(lead, ".3f")]
+        students.append([row["method"], *figures])
     domains = [name for name in detail["methods"][0]["bits_per_byte"] if name != "all"]
     by_domain = [
         [row["method"], *(format_spread(row["bits_per_byte"][domain], ".3f") for domain in domains)]
