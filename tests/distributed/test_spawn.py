@@ -15,6 +15,8 @@ from process_group import PRELOAD
 from minimoe.distributed.errors import PeerFailure
 from minimoe.distributed.spawn import ProcessPool
 
+pytestmark = pytest.mark.distributed
+
 
 def total(x):
     x = x + dist.get_rank()
