@@ -17,6 +17,8 @@ PresetName = Literal["quick", "standard", "gpu"]
 # curve is a fair place to stop. A cosine schedule would favor the model that reaches its end.
 COMPARABLE = TrainConfig(schedule="constant", average=0.1)
 
+LARGE_BATCH = replace(COMPARABLE, batch_size=64, autocast="bf16")
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -53,15 +55,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "gpu": Preset(
         ModelConfig(dim=512, n_layers=8, n_heads=8, context=256, n_experts=64, top_k=6, expert_dim=256),
-        replace(
-            COMPARABLE,
-            steps=3000,
-            batch_size=64,
-            warmup=100,
-            eval_every=100,
-            checkpoint_every=500,
-            autocast="bf16",
-        ),
+        replace(LARGE_BATCH, steps=3000, warmup=100, eval_every=100, checkpoint_every=500),
         {"dense-active": 1e-3, "dense-total": 1e-3, "moe": 1e-3},
     ),
 }

@@ -39,11 +39,8 @@ def measure(context: RunContext) -> Measured:
             "without": routed_only,
             "switched off": switched_off,
         },
-        {
-            "with a shared expert": shared,
-            "routed experts only": routed_only,
-            "shared expert switched\noff after training": switched_off,
-        },
+        {"with a shared expert": shared, "routed experts only": routed_only}
+        | {"shared expert switched\noff after training": switched_off},
         f"MoE models of {config.n_experts} experts, with one shared and {config.top_k} routed per token, and "
         f"with none shared and {config.top_k + 1} routed, trained alike with {context.seeds} seeds. Then the "
         "shared expert of the trained models is switched off and one more routed expert per token is used, "

@@ -119,6 +119,7 @@ def draw(figure: Figure, detail: dict[str, Any]) -> None:
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(detail["domains"]))
 
 
-UNITS = dict.fromkeys(("information", "99th percentile by chance"), " millibits")
+UNITS = dict.fromkeys(("over chance", "information", "99th percentile by chance"), " millibits")
+UNITS |= {"favorite": " %"}
 
 SPECIALIZATION = Experiment(measure, draw, moe_jobs, seconds=(3, 15), units=UNITS)

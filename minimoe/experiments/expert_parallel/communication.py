@@ -151,8 +151,7 @@ def draw(figure: Figure, detail: Detail) -> None:
     left.set_ylabel("kB sent per token per layer")
     milliseconds = ([1e3 * s for s in values] for values in detail["seconds"].values())
     draw_dots(right, dict(zip(names, milliseconds, strict=True)))
-    right.set_ylabel("ms per step, slowest process")
-    right.set_ylim(0, 1.1 * right.get_ylim()[1])
+    right.set(ylabel="ms per step, slowest process", ylim=(0, 1.1 * right.get_ylim()[1]))
 
 
 BYTES_COLUMNS = {
@@ -194,6 +193,7 @@ def tables(detail: Detail) -> list[TextTable]:
     ]
 
 
-EXPERT_PARALLEL = Experiment(
-    measure, draw, tables=tables, seconds=(12, 30), units={f"ms, {name}": " ms" for name in TIMED}
-)
+UNITS = {"bytes": "x", "seconds": "x"}
+UNITS |= {f"kB per token, {name}": " kB" for name in TIMED} | {f"ms, {name}": " ms" for name in TIMED}
+
+EXPERT_PARALLEL = Experiment(measure, draw, tables=tables, seconds=(12, 30), units=UNITS)

@@ -32,8 +32,7 @@ def measure(context: RunContext) -> Measured:
             "parameters": [parameters.total / 1e9],
             "active parameters": [parameters.active / 1e9],
         },
-        {"total": parameters.total, "active": parameters.active}
-        | {"routed": parameters.routed, "inactive": parameters.inactive},
+        {key: getattr(parameters, key) for key in ("total", "active", "routed", "inactive")},
         "This project's layer configured as Mixtral (8 experts, 2 per token, softmax over the chosen "
         "experts, no shared expert), 256 tokens in float64, against its equations in NumPy; and its "
         "parameters counted.",

@@ -11,8 +11,7 @@ from minimoe.reporting.figures import BLUE, LIGHT_GRAY
 
 
 def measure(context: RunContext) -> Measured:
-    names = ("deepseek-v3", "llama-3.1-405b")
-    runs = {name: PUBLISHED_RUNS[name] for name in names}
+    runs = {name: PUBLISHED_RUNS[name] for name in ("deepseek-v3", "llama-3.1-405b")}
     v3, llama = runs.values()
     flops = {name: training_flops(PUBLISHED[name]) * run.tokens for name, run in runs.items()}
     mfu = {name: run.mfu(PUBLISHED[name]) for name, run in runs.items()}
@@ -33,11 +32,9 @@ def measure(context: RunContext) -> Measured:
             "days": [v3.days],
             "MFU of Llama": [100 * mfu["llama-3.1-405b"]],
         },
-        {
-            "hours": {name: run.total_hours for name, run in runs.items()},
-            "flops": flops,
-            "dollars": {name: run.dollars for name, run in runs.items()},
-        },
+        {"flops": flops}
+        | {"hours": {name: run.total_hours for name, run in runs.items()}}
+        | {"dollars": {name: run.dollars for name, run in runs.items()}},
         f"Parameters and FLOPs counted from the published configurations; {v3.tokens:.3g} tokens in "
         f"{v3.total_hours / 1e6:.3f} million GPU-hours on {v3.gpus:,} {v3.accelerator.upper()} GPUs at "
         f"${v3.price:g} per GPU-hour; for comparison Llama 3.1 405B, {llama.tokens:.3g} tokens in "
@@ -55,12 +52,12 @@ def draw(figure: Figure, detail: Detail) -> None:
         axes.set_title(title, fontsize=10)
         text = "%.2g" if key == "flops" else EngFormatter(places=2, sep=" ")
         axes.bar_label(bars, fmt=text, padding=2, fontsize=9)
-        axes.set_yticks([])
-        axes.margins(y=0.15)
+        axes.set(yticks=[], ymargin=0.15)
         axes.spines["left"].set_visible(False)
 
 
-UNITS = {"cost": " million dollars", "days": " days", "MFU of Llama": " %"}
+UNITS = {"cost": " million dollars", "days": " days", "utilisation": " %", "MFU of Llama": " %"}
+UNITS |= dict.fromkeys(("fewer hours", "fewer operations", "cards"), "x")
 UNITS |= dict.fromkeys(("parameters", "active parameters"), " billion")
 
 TRAINING_BILL = Experiment(measure, draw, units=UNITS)

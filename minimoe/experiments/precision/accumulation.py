@@ -118,6 +118,7 @@ def tables(detail: Detail) -> list[TextTable]:
     return [TextTable("sums", about, ["numbers", "K", *ACCUMULATORS], rows)]
 
 
-PERCENT = ("float32", *SHORT, *(f"{x}, {y}" for x in POSITIVE for y in ("plain", "promoted")))
+PERCENT = ("float32", *SHORT, "plain", *(f"{x}, {y}" for x in POSITIVE for y in ("plain", "promoted")))
+UNITS = dict.fromkeys(PERCENT, " %") | {"mended": "x"} | {f"{name} over float32": "x" for name in SHORT}
 
-ACCUMULATION = Experiment(measure, draw, tables=tables, seconds=(3, 20), units=dict.fromkeys(PERCENT, "%"))
+ACCUMULATION = Experiment(measure, draw, tables=tables, seconds=(3, 20), units=UNITS)

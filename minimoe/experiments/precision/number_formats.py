@@ -140,9 +140,12 @@ def draw_accuracy(figure: Figure, detail: Detail) -> None:
 STORAGE = Experiment(measure_storage, draw_storage, seconds=(1, 1))
 
 ROUNDED_CONSTANTS = Experiment(
-    measure_constants, draw_constants, units={"3.14": "%"} | {f"π in {fmt}": "%" for fmt in FORMATS}
+    measure_constants, draw_constants, units={"3.14": " %"} | {f"π in {fmt}": " %" for fmt in FORMATS}
 )
 
 FORMAT_ACCURACY = Experiment(
-    measure_accuracy, draw_accuracy, seconds=(1, 3), units=dict.fromkeys(("E4M3", "bf16", "float32"), "%")
+    measure_accuracy,
+    draw_accuracy,
+    seconds=(1, 3),
+    units=dict.fromkeys(("E4M3", "bf16", "float32"), " %") | {"8 over 16": "x", "16 over 32": "x"},
 )

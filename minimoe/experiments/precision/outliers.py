@@ -84,4 +84,6 @@ def tables(detail: Detail) -> list[TextTable]:
     return [TextTable("outliers", about, ["A", *BLOCKS], rows)]
 
 
-OUTLIERS = Experiment(measure, draw, tables=tables, seconds=(2, 15), units=dict.fromkeys(BLOCKS, " dB"))
+UNITS = dict.fromkeys(("tiles", "blocks", *BLOCKS), " dB")
+
+OUTLIERS = Experiment(measure, draw, tables=tables, seconds=(2, 15), units=UNITS)

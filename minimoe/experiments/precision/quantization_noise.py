@@ -5,7 +5,7 @@ import torch
 from minimoe.experiments.context import RunContext
 from minimoe.experiments.experiment import Detail, Experiment
 from minimoe.experiments.measurement import Measured
-from minimoe.precision import (  # fmt: skip
+from minimoe.precision import (
     BF16,
     E2M1,
     E2M3,
@@ -76,4 +76,6 @@ def tables(detail: Detail) -> list[TextTable]:
     ]
 
 
-QUANTIZATION_NOISE = Experiment(measure, tables=tables, seconds=(1, 5))
+UNITS = dict.fromkeys(map(str, FORMATS), " dB")
+
+QUANTIZATION_NOISE = Experiment(measure, tables=tables, seconds=(1, 5), units=UNITS)
