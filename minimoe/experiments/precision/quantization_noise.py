@@ -24,6 +24,9 @@ from minimoe.reporting.tables import TextTable
 
 BLOCKS: dict[str, Block | None] = {"tensor": None, "1×128": (1, 128), "128×128": (128, 128), "1×32": (1, 32)}
 
+SCALED = (E4M3, E5M2, INT8, E3M2, E2M3, E2M1)
+UNSCALED = (FP16, BF16)
+
 RULES: dict[str, ScaleRule] = {
     "fp32": "fp32",
     "power of two, up": "pow2",
@@ -46,9 +49,8 @@ def signal_to_noise(size: int, seed: int = 0) -> Detail:
     def sqnr(fmt: Format, block: Block | None, rule: ScaleRule = "fp32") -> float:
         return measure_error(fake_quantize(x, fmt, block, rule), x).sqnr_db
 
-    scaled = (E4M3, E5M2, INT8, E3M2, E2M3, E2M1)
-    formats = {str(fmt): [sqnr(fmt, block) for block in BLOCKS.values()] for fmt in scaled}
-    formats |= {str(fmt): [measure_error(round_to(x, fmt), x).sqnr_db] for fmt in (FP16, BF16)}  # no scale
+    formats = {str(fmt): [sqnr(fmt, block) for block in BLOCKS.values()] for fmt in SCALED}
+    formats |= {str(fmt): [measure_error(round_to(x, fmt), x).sqnr_db] for fmt in UNSCALED}
     cases = RULE_CASES.values()
     rules = {name: [sqnr(fmt, block, rule) for fmt, block in cases] for name, rule in RULES.items()}
     return {"size": size, "formats": formats, "rules": rules}
@@ -76,6 +78,6 @@ def tables(detail: Detail) -> list[TextTable]:
     ]
 
 
-UNITS = dict.fromkeys(map(str, FORMATS), " dB")
+UNITS = dict.fromkeys(map(str, SCALED + UNSCALED), " dB")
 
 QUANTIZATION_NOISE = Experiment(measure, tables=tables, seconds=(1, 5), units=UNITS)
