@@ -1,5 +1,6 @@
 """[evidence] The table of ``minimoe bench``, from the plain data of bench.json."""
 
+from collections.abc import Callable
 from itertools import groupby
 from typing import Any
 
@@ -19,19 +20,29 @@ LEGEND = {
 }
 
 
+COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "": "  {task} / {against}".format_map,
+    "rows": "{rows}".format_map,
+    "noisy": lambda row: f"~{row['noisy']}" if row["noisy"] else "",
+    "time": lambda row: "" if row["mean"] is None else f"{'~' if row['noisy'] else ''}{row['mean']:.2f}",
+    "min": lambda row: _number(row["least"]),
+    "max": lambda row: _number(row["largest"]),
+    "theory": lambda row: _number(row["predicted"]),
+    "peak": lambda row: "" if row["share_of_peak"] is None else f"{row['share_of_peak']:.0%}",
+    "bytes": lambda row: _number(row["memory"]),
+}
+
+
 def print_bench(data: dict[str, Any], console: Console) -> None:
     """Print the ratios by suite and group, the sentences, and the machine."""
-    headings = ["", "rows", "noisy", "time", "min", "max", "theory", "peak", "bytes"]
     hidden = () if console.width >= WIDE else NARROW
-    shown = [i for i, name in enumerate(headings) if name not in hidden]
-    title = "Time relative to the baseline (geometric mean of the rows)"
-    table = rich_table(title, [headings[i] for i in shown])
+    columns = {name: show for name, show in COLUMNS.items() if name not in hidden}
+    table = rich_table("Time relative to the baseline (geometric mean of the rows)", list(columns))
     by_group = groupby(data["summary"], key=lambda row: (row["suite"], row["group"], row["dtype"]))
     for (suite, group, dtype), rows in by_group:
         table.add_row(f"{suite}: {group}" + ("" if dtype == "float32" else f", {dtype}"), style="bold")
         for row in rows:
-            cells = _cells(row)
-            table.add_row(*(cells[i] for i in shown))
+            table.add_row(*(show(row) for show in columns.values()))
     console.print(table)
     for name, meaning in LEGEND.items():
         if name not in hidden:
@@ -43,19 +54,6 @@ def print_bench(data: dict[str, Any], console: Console) -> None:
         for sentence in sentences:
             console.print(Padding(sentence, (0, 0, 0, 2)), highlight=False)
     console.print(f"\n{describe_run(data)}", highlight=False)
-
-
-def _cells(row: dict[str, Any]) -> list[str]:
-    noisy = "~" if row["noisy"] else ""
-    return [
-        f"  {row['task']} / {row['against']}",
-        f"{row['rows']}",
-        f"~{row['noisy']}" if row["noisy"] else "",
-        "" if row["mean"] is None else f"{noisy}{row['mean']:.2f}",
-        *(_number(row[key]) for key in ("least", "largest", "predicted")),
-        "" if row["share_of_peak"] is None else f"{row['share_of_peak']:.0%}",
-        _number(row["memory"]),
-    ]
 
 
 def _number(value: float | None) -> str:

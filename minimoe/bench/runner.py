@@ -4,8 +4,9 @@ out/measured.jsonl    the machine's peaks, then a line per measurement, written 
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ def run_cases(
 ) -> tuple[Peaks, list[dict[str, Any]]]:
     """Check and time every case, then time all of them again; measurements that ``out`` has are not repeated.
 
+    Progress is a bar on a terminal, elsewhere a line per group.
+
     Returns:
         The machine's peaks and the records of all cases.
 
@@ -46,13 +49,18 @@ def run_cases(
             machine_peaks = peaks(device)
         records.append(path, {"kind": "peaks", "peaks": asdict(machine_peaks)})
     measured = {(line["case"], line["repeat"]): line for line in lines if line["kind"] == "case"}
-    with _progress(console, cases, len(measured)) as on_case:
-        for repeat in range(REPEATS):
-            for case in cases:
-                if (case.key, repeat) not in measured:
-                    on_case(case, repeat)
-                    measured[case.key, repeat] = _measure(case, repeat, device, effort)
-                    records.append(path, measured[case.key, repeat])
+    jobs = [(case, repeat) for repeat in range(REPEATS) for case in cases]
+    bar = progress_bar(console, "cases", transient=True)
+    task = bar.add_task("", total=len(jobs), completed=len(measured))
+    missing = [job for job in jobs if (job[0].key, job[1]) not in measured]
+    with bar if console.is_terminal else contextlib.nullcontext():
+        for (suite, group, _), batch in groupby(missing, lambda job: (job[0].suite, job[0].group, job[1])):
+            if not console.is_terminal:
+                console.print(f"{len(measured)} of {len(jobs)} · {suite} · {group}", highlight=False)
+            for case, repeat in batch:
+                bar.update(task, completed=len(measured), description=case.key)
+                measured[case.key, repeat] = _measure(case, repeat, device, effort)
+                records.append(path, measured[case.key, repeat])
     usual = usual_reference(measured.values())
     made = []
     for case in cases:
@@ -69,23 +77,3 @@ def _measure(case: Case, repeat: int, device: torch.device, effort: Effort) -> M
     finally:
         if device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-@contextlib.contextmanager
-def _progress(console: Console, cases: Sequence[Case], done: int) -> Iterator[Callable[[Case, int], None]]:
-    """Show the current case and the time left: a bar on a terminal, elsewhere a line per group."""
-    groups: set[tuple[str, str, int]] = set()
-    bar = progress_bar(console, "cases", transient=True)
-    task = bar.add_task("", total=REPEATS * len(cases), completed=done)
-
-    def on_case(case: Case, repeat: int) -> None:
-        nonlocal done
-        if console.is_terminal:
-            bar.update(task, completed=done, description=case.key)
-        elif (group := (case.suite, case.group, repeat)) not in groups:
-            groups.add(group)
-            console.print(f"{done} of {REPEATS * len(cases)} · {case.suite} · {case.group}", highlight=False)
-        done += 1
-
-    with bar if console.is_terminal else contextlib.nullcontext():
-        yield on_case

@@ -86,15 +86,14 @@ def network(a: Architecture, width: int) -> int:
 
 def attention(a: Architecture) -> int:
     """Parameters of one layer's attention projections."""
+    queries, keys, values, out = attention_widths(a)
     if a.latent is not None:
         m = a.latent
-        query = a.dim * m.query_rank + m.query_rank * a.n_heads * (m.nope_dim + m.rope_dim)
-        down = a.dim * (m.kv_rank + m.rope_dim)
-        up = m.kv_rank * a.n_heads * (m.nope_dim + m.value_dim)
-        return query + down + up + a.n_heads * m.value_dim * a.dim
-    queries, keys = a.n_heads * a.head_dim, a.kv_heads * a.head_dim
-    weights = a.dim * (queries + 2 * keys) + queries * a.dim
-    return weights + int(a.biases) * (queries + 2 * keys + a.dim)
+        down = a.dim * (m.query_rank + m.kv_rank + m.rope_dim)
+        up = m.query_rank * queries + m.kv_rank * a.n_heads * (m.nope_dim + m.value_dim)
+        return down + up + out * a.dim
+    biases = int(a.biases) * (queries + keys + values + a.dim)
+    return a.dim * (queries + keys + values + out) + biases
 
 
 def attention_widths(a: Architecture) -> tuple[int, int, int, int]:
