@@ -78,14 +78,22 @@ def draw_prompts(corpus: Corpus, n: int, length: int, seed: int) -> tuple[Tensor
     return torch.from_numpy(np.stack(rows).astype(np.int64)), torch.from_numpy(domains)
 
 
-def generate_rows(model: GPT, prompts_NP: Tensor, length: int, config: DistillConfig, seed: int) -> Tensor:
-    """Each prompt continued to a row of ``length`` -> (N, L) int16, on the CPU."""
-    generator = torch.Generator(prompts_NP.device).manual_seed(seed)
+def generate_rows(
+    model: GPT, corpus: Corpus, n: int, context: int, config: DistillConfig, seed: tuple[int, ...]
+) -> dict[str, Tensor]:
+    """n rows, (n, context + 1) int16, and the domains of their prompts, (n,) int64, on the CPU.
+
+    They depend on the model and the seed alone, so a shard's content does not depend on which shards exist.
+    """
+    number = int(np.random.default_rng(seed).integers(2**62))
+    prompts_NP, domains_N = draw_prompts(corpus, n, config.prompt, number)
+    prompts_NP = prompts_NP.to(model.embedding.weight.device)
     continuation = generate(
-        model, prompts_NP, length - prompts_NP.shape[1],
-        temperature=config.sampling_temperature, top_p=config.top_p, generator=generator,
+        model, prompts_NP, context + 1 - config.prompt, temperature=config.sampling_temperature,
+        top_p=config.top_p, generator=torch.Generator(prompts_NP.device).manual_seed(number),
     )  # fmt: skip
-    return torch.cat((prompts_NP, continuation), dim=1).to("cpu", torch.int16)
+    rows_NL = torch.cat((prompts_NP, continuation), dim=1).to("cpu", torch.int16)
+    return {"rows": rows_NL, "domains": domains_N}
 
 
 def generate_text(
@@ -127,7 +135,7 @@ def generate_text(
             # the same seed, and a student may be half-way through this one.
             tensors = load_file(store.verified(i))
         else:
-            tensors = _generate_shard(teacher, corpus, n, context, config, (seed, i))
+            tensors = generate_rows(teacher, corpus, n, context, config, (seed, i))
             if store is not None:
                 store.save(i, tensors)
         shards.append(tensors)
@@ -135,17 +143,3 @@ def generate_text(
             on_progress(i + 1, len(sizes))
     rows_NL, domains_N = (torch.cat([shard[name] for shard in shards]) for name in ("rows", "domains"))
     return TeacherText(rows_NL, domains_N, config.prompt)
-
-
-def _generate_shard(
-    teacher: GPT, corpus: Corpus, n: int, context: int, config: DistillConfig, seed: tuple[int, int]
-) -> dict[str, Tensor]:
-    """n rows, (n, context + 1) int16, and the domains of their prompts, (n,) int64.
-
-    Each shard has its own seed, so its content does not depend on which shards exist already.
-    """
-    shard_seed = int(np.random.default_rng(seed).integers(2**62))
-    prompts_NP, domains_N = draw_prompts(corpus, n, config.prompt, shard_seed)
-    device = teacher.embedding.weight.device
-    rows_NL = generate_rows(teacher, prompts_NP.to(device), context + 1, config, shard_seed)
-    return {"rows": rows_NL, "domains": domains_N}

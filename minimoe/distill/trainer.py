@@ -15,14 +15,7 @@ from minimoe.data.corpus import Batch, Corpus
 from minimoe.distill.config import DistillConfig
 from minimoe.distill.losses import kd_loss
 from minimoe.distill.shard_store import describe
-from minimoe.distill.teacher_text import (
-    IGNORED,
-    TeacherText,
-    as_batch,
-    draw_prompts,
-    generate_rows,
-    generate_text,
-)  # fmt: skip
+from minimoe.distill.teacher_text import IGNORED, TeacherText, as_batch, generate_rows, generate_text
 from minimoe.distill.teachers import LogitTeacher, Teacher, TopKTeacher
 from minimoe.distill.topk_loss import TopK, sparse_kd_loss
 from minimoe.models.config import ModelConfig
@@ -117,19 +110,18 @@ class DistillationTrainer(Trainer):
 
         Generated rows are saved in checkpoints, because the weights that generated them are gone.
         """
-        size, n_batches = self.config.batch_size, self.distill_config.generation_batches
-        prompt = self.distill_config.prompt
+        config, size = self.distill_config, self.config.batch_size
+        n_batches = config.generation_batches
         used = int(self.extra_state["used"]) if "used" in self.extra_state else n_batches
         if used == n_batches:
-            seed = int(np.random.default_rng((self.config.seed, self.step, micro, 2)).integers(2**62))
-            prompts, domains = draw_prompts(self.corpus, size * n_batches, prompt, seed)
-            length = self.model.config.context + 1
-            rows = generate_rows(self.model, prompts.to(self.device), length, self.distill_config, seed)
-            self.extra_state |= {"rows": rows, "domains": domains}
+            seed, context = (self.config.seed, self.step, micro, 2), self.model.config.context
+            self.extra_state |= generate_rows(
+                self.model, self.corpus, size * n_batches, context, config, seed
+            )
             used = 0
         self.extra_state["used"] = torch.tensor(used + 1)
         part = slice(used * size, (used + 1) * size)
-        batch = as_batch(self.extra_state["rows"][part], self.extra_state["domains"][part], prompt)
+        batch = as_batch(self.extra_state["rows"][part], self.extra_state["domains"][part], config.prompt)
         return batch.to(self.device)
 
 

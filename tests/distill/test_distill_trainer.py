@@ -11,13 +11,7 @@ from minimoe.distill import distill
 from minimoe.distill.config import DistillConfig
 from minimoe.distill.evaluation import student_metrics
 from minimoe.distill.logit_cache import CachedTopK, write_cache
-from minimoe.distill.teacher_text import (
-    IGNORED,
-    TeacherText,
-    draw_prompts,
-    generate_rows,
-    generate_text,
-)  # fmt: skip
+from minimoe.distill.teacher_text import IGNORED, TeacherText, draw_prompts, generate_rows, generate_text
 from minimoe.distill.teachers import LogitTeacher, TopKTeacher
 from minimoe.distill.topk_loss import TopK
 from minimoe.distill.trainer import DistillationTrainer, as_teacher
@@ -41,6 +35,7 @@ METHODS = {
     "text": TEXT,
     "on-policy": DistillConfig(data_source="student", prompt=4, generation_batches=3, on_policy_start=0.25),
 }
+ALL_OWN_TEXT = replace(METHODS["on-policy"], on_policy_fraction=1.0, on_policy_start=0.0)
 
 
 @pytest.fixture
@@ -240,12 +235,7 @@ def test_an_on_policy_student_trains_on_its_own_text(tiny_dense, corpus, teacher
 
 
 def test_generated_text_is_used_once(tiny_dense, corpus, teacher):
-    student = make(
-        tiny_dense,
-        corpus,
-        replace(METHODS["on-policy"], on_policy_fraction=1.0, on_policy_start=0.0),
-        teacher,
-    )
+    student = make(tiny_dense, corpus, ALL_OWN_TEXT, teacher)
     first, second, third, fourth = (student.batch(0).tokens_BL for _ in range(4))
     student_rows = student.extra_state["rows"][:, :-1].long()
     assert torch.equal(fourth, student_rows[:2])  # generated again after three batches of two
@@ -254,21 +244,14 @@ def test_generated_text_is_used_once(tiny_dense, corpus, teacher):
 
 
 def test_generated_text_changes_as_the_student_learns(tiny_dense, corpus, teacher):
-    distill_config = replace(
-        METHODS["on-policy"],
-        on_policy_fraction=1.0,
-        on_policy_start=0.0,
-        generation_batches=1,
-        sampling_temperature=0.0,
-    )
+    distill_config = replace(ALL_OWN_TEXT, generation_batches=1, sampling_temperature=0.0)
     student = make(tiny_dense, corpus, distill_config, teacher)
     seen = []
     for _ in range(6):
         student.train_step()
-        rows = student.extra_state["rows"]
-        seen.append(rows)
+        seen.append(student.extra_state["rows"])
     assert len({row.numpy().tobytes() for row in seen}) > 1
-    prompts = rows[:, :4].long()
+    prompts = seen[-1][:, :4].long()
     assert all(bytes(p.tolist()) in b"".join(t.tobytes() for t in corpus.train) for p in prompts)
 
 
@@ -325,64 +308,51 @@ def test_killed_generation_resumes(tiny_dense, corpus, teacher, tmp_path, monkey
 
 
 def test_damaged_and_foreign_text_is_refused(tiny_dense, corpus, teacher, tmp_path, monkeypatch):
-    generate_text(teacher, corpus, 16, TEXT, 0, tmp_path)
-    other, reweighted, elsewise = (
-        GPT(tiny_dense),
-        GPT(teacher.config),
-        GPT(replace(teacher.config, n_heads=4)),
-    )
-    elsewise.load_state_dict(teacher.state_dict())
-    for message, arguments in {
-        r"teacher.dim = 32, now it is 16": (other, corpus, 16, TEXT, 0),
-        r"teacher.fingerprint = \w+, now it is \w+;": (reweighted, corpus, 16, TEXT, 0),
-        r"teacher.n_heads = 2, now it is 4": (elsewise, corpus, 16, TEXT, 0),
-        r"seed = 0, now it is 1": (teacher, corpus, 16, TEXT, 1),
-        r"prompt = 4, now it is 5": (teacher, corpus, 16, replace(TEXT, prompt=5), 0),
-        r"context = 16, now it is 15": (teacher, corpus, 15, TEXT, 0),
-        r"corpus = a fingerprint, now it is other": (
-            teacher,
-            replace(corpus, fingerprint="other"),
-            16,
-            TEXT,
-            0,
-        ),
-        r"rows = 16, now it is 24": (teacher, corpus, 16, replace(TEXT, teacher_tokens=300), 0),
-        r"temperature = 1\.0, now it is 0\.5": (
-            teacher,
-            corpus,
-            16,
-            replace(TEXT, sampling_temperature=0.5),
-            0,
-        ),
-        r"top_p = 1\.0, now it is 0\.9": (teacher, corpus, 16, replace(TEXT, top_p=0.9), 0),
+    def text(teacher=teacher, corpus=corpus, context=16, seed=0, folder=tmp_path, **config):
+        return generate_text(teacher, corpus, context, replace(TEXT, **config), seed, folder)
+
+    text()
+    more_heads = GPT(replace(teacher.config, n_heads=4))
+    more_heads.load_state_dict(teacher.state_dict())
+    for message, changes in {
+        r"teacher.dim = 32, now it is 16": {"teacher": GPT(tiny_dense)},
+        r"teacher.fingerprint = \w+, now it is \w+;": {"teacher": GPT(teacher.config)},
+        r"teacher.n_heads = 2, now it is 4": {"teacher": more_heads},
+        r"seed = 0, now it is 1": {"seed": 1},
+        r"prompt = 4, now it is 5": {"prompt": 5},
+        r"context = 16, now it is 15": {"context": 15},
+        r"corpus = a fingerprint, now it is other": {"corpus": replace(corpus, fingerprint="other")},
+        r"rows = 16, now it is 24": {"teacher_tokens": 300},
+        r"temperature = 1\.0, now it is 0\.5": {"sampling_temperature": 0.5},
+        r"top_p = 1\.0, now it is 0\.9": {"top_p": 0.9},
     }.items():
         with pytest.raises(ValueError, match=message):
-            generate_text(*arguments, tmp_path)
+            text(**changes)
     file = tmp_path / "shard-00000.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
     with pytest.raises(ValueError, match=r"shard-00000.safetensors is damaged .*remove it"):
-        generate_text(teacher, corpus, 16, TEXT, 0, tmp_path)
+        text()
     with (
         monkeypatch.context() as patch,
         pytest.raises(ValueError, match=r"rows_per_shard = 256, now it is 8"),
     ):
         patch.setattr("minimoe.distill.teacher_text.ROWS_PER_SHARD", 8)
-        generate_text(teacher, corpus, 16, TEXT, 0, tmp_path)
+        text()
     file.unlink()
     needed = 16 * (2 * 17 + 8)
     with monkeypatch.context() as patch, pytest.raises(ValueError, match=rf"needs {needed} more bytes"):
         patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=needed - 1))
-        generate_text(teacher, corpus, 16, TEXT, 0, tmp_path)
-    assert generate_text(teacher, corpus, 16, TEXT, 0, tmp_path).tokens == 208
+        text()
+    assert text().tokens == 208
     with pytest.raises(ValueError, match=r"context \(16\) must be longer than the prompt \(16\)"):
-        generate_text(teacher, corpus, 16, replace(TEXT, prompt=16), 0)
+        text(prompt=16, folder=None)
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "a.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"holds something else \(a\.txt; 1 in all\)"):
-        generate_text(teacher, corpus, 16, TEXT, 0, foreign)
+        text(folder=foreign)
 
 
 # ---- errors

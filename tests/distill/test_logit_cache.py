@@ -68,6 +68,20 @@ def every_batch(config=CONFIG):
     return [(step, micro) for step in range(config.steps) for micro in range(config.accumulate)]
 
 
+def assert_live(stored, teacher, tokens_BL, step, micro, k=K):
+    """The stored prediction is the teacher's, rounded to float16."""
+    with torch.no_grad():
+        live = top_k(teacher(tokens_BL)[0], k)
+    seen = stored.predict(tokens_BL, step, micro)
+    assert torch.equal(seen.ids, live.ids)
+    assert torch.equal(seen.log_probs, live.log_probs.half())
+
+
+def uses(folder, teacher, corpus):
+    """What reads a cache: a student, and the writer that resumes it."""
+    return lambda: CachedTopK(folder, corpus, CONFIG, CONTEXT), lambda: write(folder, teacher, corpus)
+
+
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -117,12 +131,8 @@ def test_a_context_shorter_than_the_teachers(cache, teacher, corpus, tmp_path):
     stored = CachedTopK(tmp_path / "short", corpus, CONFIG, 5)
     for step, micro in every_batch():
         batch = corpus.batch(CONFIG.seed, step, CONFIG.batch_size, 5, micro=micro)
-        with torch.no_grad():
-            live = top_k(teacher(batch.tokens_BL)[0], K)
-        seen = stored.predict(batch.tokens_BL, step, micro)
-        assert seen.ids.shape == (2, 5, K)
-        assert torch.equal(seen.ids, live.ids)
-        assert torch.equal(seen.log_probs, live.log_probs.half())
+        assert batch.tokens_BL.shape == (2, 5)
+        assert_live(stored, teacher, batch.tokens_BL, step, micro)
     tensors = load_file(tmp_path / "short" / "shard-00000.safetensors")
     assert sum(tensor.nbytes for tensor in tensors.values()) == 3 * step_bytes(context=5)
     with pytest.raises(ShardError, match=r"with context = 5, now it is 16"):
@@ -136,12 +146,7 @@ def test_a_context_shorter_than_the_teachers(cache, teacher, corpus, tmp_path):
 def test_a_smaller_k_is_the_best_of_those_stored(cache, teacher, corpus, k):
     stored = CachedTopK(cache, corpus, CONFIG, CONTEXT, k=k)
     for step, micro in every_batch():
-        tokens_BL = tokens_of(corpus, step, micro)
-        with torch.no_grad():
-            live = top_k(teacher(tokens_BL)[0], k)
-        seen = stored.predict(tokens_BL, step, micro)
-        assert torch.equal(seen.log_probs, live.log_probs.half())
-        assert torch.equal(seen.ids, live.ids)
+        assert_live(stored, teacher, tokens_of(corpus, step, micro), step, micro, k)
 
 
 def test_batches_can_be_read_in_any_order_and_by_a_shorter_run(cache, corpus):
@@ -308,11 +313,15 @@ def test_an_interrupted_cache_resumes_to_the_same_bytes(cache, teacher, corpus, 
 def instead(monkeypatch, suffix, action):
     """Replace the writing of text files with this suffix; others are written."""
     as_ever = shards.write_atomically
-    monkeypatch.setattr(
-        shards,
-        "write_atomically",
-        lambda path, text: (action if path.suffix == suffix else as_ever)(path, text),
-    )
+
+    def write(path, text):
+        (action if path.suffix == suffix else as_ever)(path, text)
+
+    monkeypatch.setattr(shards, "write_atomically", write)
+
+
+def stop(*_):
+    raise KeyboardInterrupt
 
 
 def half(path, text):
@@ -320,50 +329,24 @@ def half(path, text):
     raise KeyboardInterrupt
 
 
-def stop_in_the_settings(monkeypatch):
-    instead(monkeypatch, ".json", half)
+STOPS = {
+    "in the settings": lambda patch: instead(patch, ".json", half),
+    "after the settings": lambda patch: patch.setattr(shards, "flush", stop),
+    "in a file": lambda patch: patch.setattr(
+        shards, "write_tensors", lambda _, path: half(path, "half a file")
+    ),
+    "before its checksum": lambda patch: instead(patch, ".sha256", stop),
+    "in its checksum": lambda patch: instead(patch, ".sha256", half),
+}
 
 
-def stop_after_the_settings(monkeypatch):
-    monkeypatch.setattr(shards, "flush", stop)
-
-
-def stop_in_a_file(monkeypatch):
-    def half(tensors, path):
-        path.with_name(path.name + ".tmp").write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(shards, "write_tensors", half)
-
-
-def stop_before_its_checksum(monkeypatch):
-    instead(monkeypatch, ".sha256", stop)
-
-
-def stop_in_its_checksum(monkeypatch):
-    instead(monkeypatch, ".sha256", half)
-
-
-def stop(*_):
-    raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize(
-    "moment",
-    [
-        stop_in_the_settings,
-        stop_after_the_settings,
-        stop_in_a_file,
-        stop_before_its_checksum,
-        stop_in_its_checksum,
-    ],
-)
+@pytest.mark.parametrize("moment", STOPS)
 def test_a_kill_at_any_moment_leaves_no_incomplete_shard_that_is_used(
     cache, teacher, corpus, tmp_path, monkeypatch, moment
 ):
     folder = tmp_path / "killed"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        moment(patch)
+        STOPS[moment](patch)
         write(folder, teacher, corpus)
     with pytest.raises(ShardError, match=r"holds no shards|0 of 3 shards are in"):
         CachedTopK(folder, corpus, CONFIG, CONTEXT)
@@ -383,10 +366,8 @@ def test_only_a_damaged_shard_is_written_again(cache, teacher, corpus, part, dam
         path.unlink()
     else:
         path.write_bytes(whole[path.name][: len(whole[path.name]) // 2 if damage == "cut" else 0])
-    looks_like = (
-        r"is damaged .*remove it and write .*only that file" if damage != "missing" else r"is missing"
-    )
-    with pytest.raises(ShardError, match=rf"{FILES[1]}.safetensors {looks_like}"):
+    message = "is missing" if damage == "missing" else "is damaged .*remove it and write .*only that file"
+    with pytest.raises(ShardError, match=rf"{FILES[1]}.safetensors {message}"):
         stored = CachedTopK(cache, corpus, CONFIG, CONTEXT)
         stored.predict(tokens_of(corpus, 2, 1), 2, 1)  # in an intact shard
         stored.predict(tokens_of(corpus, 3, 0), 3, 0)
@@ -587,10 +568,7 @@ def test_damaged_settings_are_reported_with_the_remedy(cache, teacher, corpus, c
     text = mark.read_text()
     shown = {"half": text[: len(text) // 2], "edited": text.replace('"seed": 3', '"seed": 4')}
     mark.write_text(shown.get(content, content))
-    for use in (
-        lambda: CachedTopK(cache, corpus, CONFIG, CONTEXT),
-        lambda: write(cache, teacher, corpus),
-    ):
+    for use in uses(cache, teacher, corpus):
         with pytest.raises(ShardError, match=r"shards\.json is damaged .*remove .*cache and write"):
             use()
 
@@ -600,10 +578,7 @@ def test_a_cache_and_teacher_text_are_not_confused(cache, teacher, corpus, tmp_p
     with pytest.raises(ShardError, match=r"cache was made with kind = cache, now it is text"):
         generate_text(teacher, corpus, CONTEXT, distill_config, 3, cache)
     generate_text(teacher, corpus, CONTEXT, distill_config, 3, tmp_path / "text")
-    for use in (
-        lambda: CachedTopK(tmp_path / "text", corpus, CONFIG, CONTEXT),
-        lambda: write(tmp_path / "text", teacher, corpus),
-    ):
+    for use in uses(tmp_path / "text", teacher, corpus):
         with pytest.raises(ShardError, match=r"text was made with kind = text, now it is cache"):
             use()
 
@@ -617,10 +592,7 @@ def test_a_missing_setting_differs(cache, teacher, corpus):
     content = read_settings(cache) | {"format": 2}
     del content["seed"]
     write_settings(cache, content)
-    for use in (
-        lambda: CachedTopK(cache, corpus, CONFIG, CONTEXT),
-        lambda: write(cache, teacher, corpus),
-    ):
+    for use in uses(cache, teacher, corpus):
         with pytest.raises(ShardError, match=r"with seed = None, now it is 3"):
             use()
 

@@ -43,12 +43,8 @@ def numpy_classes(logits, ids, temperature):
 def test_top_k_of_the_whole_softmax(k):
     logits = 3 * torch.randn(2, 5, 9)
     log_probs, ids = top_k(logits, k, temperature=2.0)
-    assert (log_probs.dtype, ids.dtype, log_probs.shape, ids.shape) == (
-        torch.float32,
-        torch.int64,
-        (2, 5, k),
-        (2, 5, k),
-    )
+    assert (log_probs.dtype, ids.dtype) == (torch.float32, torch.int64)
+    assert log_probs.shape == ids.shape == (2, 5, k)
     expected_ids = np.argsort(-logits.numpy(), axis=-1)[..., :k]
     assert (ids.numpy() == expected_ids).all()
     p = np.exp(logits.double().numpy() / 2)

@@ -178,8 +178,6 @@ def train_teachers(
     Raises:
         ValueError: seeds or steps below 1, or scikit-learn is missing.
     """
-    if seeds < 1:
-        raise ValueError(f"seeds ({seeds}) must be at least 1")
     images = images or load_images()
     x_SND, labels_SN = images.train_ND.expand(seeds, -1, -1), images.train_N.expand(seeds, -1)
     networks = train_networks(

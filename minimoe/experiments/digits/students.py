@@ -68,11 +68,9 @@ def student_errors(
     teachers: Teachers, n_images: int, steps: int = STEPS
 ) -> dict[tuple[str, tuple[int, ...]], list[float]]:
     """Test errors per seed, by loss and hidden widths, of students that see ``n_images``."""
-    rows_SN = draw_rows(teachers, n_images)
+    rows_SN, labels_N = draw_rows(teachers, n_images), teachers.images.test_N
     return {
-        (loss, hidden): count_errors(
-            train_students(teachers, hidden, loss, rows_SN, steps)[1], teachers.images.test_N
-        )
+        (loss, hidden): count_errors(train_students(teachers, hidden, loss, rows_SN, steps)[1], labels_N)
         for hidden in RATES
         for loss in LOSSES
     }

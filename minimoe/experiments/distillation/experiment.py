@@ -9,10 +9,10 @@ from typing import Any
 from minimoe.cost import flops_per_token, parameters
 from minimoe.distill.evaluation import StudentMetrics, generation_speeds, sample_texts, student_metrics
 from minimoe.experiments.context import RunContext
-from minimoe.experiments.curves import Curve
+from minimoe.experiments.curves import Curve, read_curve
 from minimoe.experiments.distillation.jobs import DistillationRun
 from minimoe.experiments.distillation.report import draw, tables
-from minimoe.experiments.distillation.results import DistillationResults, read_student_curve
+from minimoe.experiments.distillation.results import DistillationResults, flops
 from minimoe.experiments.distillation.setup import ALONE, LONGER, SETUPS
 from minimoe.experiments.experiment import Experiment
 from minimoe.experiments.measurement import Measured
@@ -34,7 +34,8 @@ def read_results(
     for name, jobs in run.train(context).items():
         for job in jobs:
             folder, teacher = context.job_folder(job), job.teacher().model
-            curve = read_student_curve(folder / "records.jsonl", job.method, setup, teacher.config)
+            curve = read_curve(folder / "records.jsonl", setup.student, setup.training)
+            curve.spent["flops"] = flops(job.method, setup, teacher.config, curve.spent["steps"])
             curves[name].append(curve)
             students[name] = load_model(folder, context.device)
             teachers[job.method.teacher] = teacher

@@ -4,11 +4,11 @@ With all of the text and with a twentieth of it; one seed, every student read at
 """
 
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 from minimoe.experiments.context import RunContext
 from minimoe.experiments.distillation.jobs import DistillationRun, DistillJob, TeacherPool
-from minimoe.experiments.distillation.results import read_student_curve
 from minimoe.experiments.distillation.setup import ALONE, SETUPS
 from minimoe.experiments.experiment import Experiment
 from minimoe.experiments.jobs import Job
@@ -31,11 +31,9 @@ def run_at(fraction: float, rate: float) -> DistillationRun:
 def students(context: RunContext) -> dict[tuple[float, str, float], DistillJob]:
     """By fraction of the text, method and learning rate; all share one teacher."""
     pool, jobs = TeacherPool(context), {}
-    for fraction in FRACTIONS:
-        for method in (ALONE, "logits"):
-            for rate in RATES:
-                job = run_at(fraction, rate).student(method, 0, pool)
-                jobs[fraction, method, rate] = replace(job, label=f"{job.label}-{fraction:g}-{rate:g}")
+    for fraction, method, rate in product(FRACTIONS, (ALONE, "logits"), RATES):
+        job = run_at(fraction, rate).student(method, 0, pool)
+        jobs[fraction, method, rate] = replace(job, label=f"{job.label}-{fraction:g}-{rate:g}")
     return jobs
 
 
@@ -49,11 +47,9 @@ def measure(context: RunContext) -> Measured:
     context.train(by_setting.values())
     runs: list[dict[str, Any]] = []
     for (fraction, method, rate), job in by_setting.items():
-        path = context.job_folder(job) / "records.jsonl"
-        bits = read_student_curve(path, job.method, SETUP, SETUP.teacher).best
-        runs.append(
-            {"model": method, "schedule": f"{fraction:.0%} of the text", "lr": rate, "bits_per_byte": bits}
-        )
+        best = min(record["bits_per_byte"] for record in context.records(job, "evaluation"))
+        setting = {"model": method, "schedule": f"{fraction:.0%} of the text", "lr": rate}
+        runs.append(setting | {"bits_per_byte": best})
     return Measured(
         {f"{run['model']}, {run['schedule']}, {run['lr']:g}": [run["bits_per_byte"]] for run in runs},
         {"steps": SETUP.training.steps, "runs": runs},

@@ -6,8 +6,7 @@ teacher and the teacher, all three in validation bits per byte, per seed. The st
 without a teacher is read where it has spent as many FLOPs as the others, including their teacher's.
 """
 
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy as np
 from minimoe.cost import flops_per_token
 from minimoe.data.corpus import ALL
 from minimoe.distill.evaluation import StudentMetrics
-from minimoe.experiments.curves import Curve, read_curve
+from minimoe.experiments.curves import Curve
 from minimoe.experiments.distillation.setup import ALONE, LONGER, Method, Setup
 from minimoe.models.config import ModelConfig
 from minimoe.reporting.statistics import Spread, describe_differences, describe_lead, format_spread
@@ -40,13 +39,6 @@ def flops(method: Method, setup: Setup, teacher: ModelConfig, steps: np.ndarray)
         rows = config.teacher_tokens / (student.context + 1 - config.prompt)
         total = total + rows * student.context * teacher_forward
     return total
-
-
-def read_student_curve(path: Path, method: Method, setup: Setup, teacher: ModelConfig) -> Curve:
-    """The curve in a records file, whose FLOPs include the teacher's. ValueError if it has no evaluation."""
-    curve = read_curve(path, setup.student, setup.training)
-    spent = curve.spent | {"flops": flops(method, setup, teacher, curve.spent["steps"])}
-    return replace(curve, spent=spent)
 
 
 @dataclass(frozen=True)
@@ -98,22 +90,23 @@ class DistillationResults:
         rows = []
         for name, method in self.methods.items():
             metrics, alone = self.metrics[name], self.reached_alone_at_equal_flops(name)
-            bits = {domain: [m.bits[domain] for m in metrics] for domain in metrics[0].bits}
+            bits = {domain: Spread.of([m.bits[domain] for m in metrics]) for domain in metrics[0].bits}
             spent = self.curves[name][0].spent["flops"][-1]
-            row = {
-                "method": name,
-                "teacher": method.teacher,
-                "config": asdict(method.distill_config),
-                "best": Spread.of(self.reached(name)).as_dict(),
-                "bits_per_byte": {domain: Spread.of(values).as_dict() for domain, values in bits.items()},
-                "gap_closed": Spread.of(self.gap_closed(name)).as_dict(),
-                "agreement": Spread.of([m.agreement[ALL] for m in metrics]).as_dict(),
-                "divergence": Spread.of([m.divergence[ALL] for m in metrics]).as_dict(),
-                "compute": spent / self.curves[ALONE][0].spent["flops"][-1],
-                "lead": self.lead(name, self.reached(ALONE)).as_dict(),
-                "lead_at_equal_compute": None if alone is None else self.lead(name, alone).as_dict(),
-            }
-            rows.append(row)
+            rows.append(
+                {
+                    "method": name,
+                    "teacher": method.teacher,
+                    "config": asdict(method.distill_config),
+                    "best": Spread.of(self.reached(name)).as_dict(),
+                    "bits_per_byte": {domain: spread.as_dict() for domain, spread in bits.items()},
+                    "gap_closed": Spread.of(self.gap_closed(name)).as_dict(),
+                    "agreement": Spread.of([m.agreement[ALL] for m in metrics]).as_dict(),
+                    "divergence": Spread.of([m.divergence[ALL] for m in metrics]).as_dict(),
+                    "compute": spent / self.curves[ALONE][0].spent["flops"][-1],
+                    "lead": self.lead(name, self.reached(ALONE)).as_dict(),
+                    "lead_at_equal_compute": None if alone is None else self.lead(name, alone).as_dict(),
+                }
+            )
         return rows
 
     def as_dict(self) -> dict[str, Any]:

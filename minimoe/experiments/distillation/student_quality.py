@@ -125,6 +125,7 @@ STUDENT_QUALITY = Experiment(
     draw_quality,
     lambda context: [job for run in runs(context).values() for job in run.jobs(context)],
     seconds=(5, 20),
+    units={"closed, ample": " %", "closed, scarce": " %", "size": "x", "speed": "x"},
 )
 
 TEXT_ONLY_COPY = Experiment(
@@ -132,4 +133,5 @@ TEXT_ONLY_COPY = Experiment(
     draw_text_only,
     lambda context: runs(context)["scarce"].jobs(context),
     seconds=(3, 10),
+    units=dict.fromkeys(("share", "closed by logits", "same choice, logits", f"same choice, {ALONE}"), " %"),
 )
