@@ -51,17 +51,16 @@ def chunked_kd_loss(
     valid = check_tokens(targets, ignore_index, mask, **logits)
     student_TD = student_hidden.reshape(-1, student_hidden.shape[-1])
     teacher_TD = teacher_hidden.detach().reshape(-1, teacher_hidden.shape[-1])
-    targets_T, mask_T = (None if x is None else x.reshape(-1) for x in (targets, mask))
     if valid is not None:  # the head's gradient multiplies every hidden state, and 0 · NaN = NaN
         student_TD = student_TD.masked_fill(~valid.reshape(-1, 1), 0)
 
     def sum_over(student_logits: Tensor, tokens: slice) -> Tensor:
+        targets_T, mask_T = (None if x is None else x.reshape(-1)[tokens] for x in (targets, mask))
         try:
             return kd_loss(
-                student_logits, teacher_TD[tokens] @ teacher_head.detach().T,
-                None if targets_T is None else targets_T[tokens], kind=kind, temperature=temperature,
-                alpha=alpha, beta=beta, ignore_index=ignore_index,
-                mask=None if mask_T is None else mask_T[tokens], reduction="sum",
+                student_logits, teacher_TD[tokens] @ teacher_head.detach().T, targets_T, kind=kind,
+                temperature=temperature, alpha=alpha, beta=beta, ignore_index=ignore_index, mask=mask_T,
+                reduction="sum",
             )  # fmt: skip
         except ValueError as error:
             raise ValueError(f"in the chunk from token {tokens.start}: {error}") from error

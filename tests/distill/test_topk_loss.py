@@ -333,25 +333,18 @@ def test_top_k_names_the_teacher():
         top_k(torch.randn(2, 9).index_put((torch.tensor(1), torch.tensor(4)), torch.tensor(math.nan)), 2)
 
 
+PAIR = [[-1.0, -2.0]]  # log-probabilities of one token
+
+
 @pytest.mark.parametrize(
     ("log_probs", "ids", "error", "message"),
     [
-        (
-            [[-1.0, -2.0]],
-            [[0, 1, 2]],
-            ValueError,
-            r"log_probs \(1, 2\) and ids \(1, 3\) must both be \(1, 'K'\)",
-        ),
+        (PAIR, [[0, 1, 2]], ValueError, r"log_probs \(1, 2\) and ids \(1, 3\) must both be \(1, 'K'\)"),
         ([-1.0, -2.0], [0, 1], ValueError, r"\(2,\) and ids \(2,\) must both be"),
         ([[-2.0] * 6], [[0, 1, 2, 3, 4, 4]], ValueError, r"K \(6\) must be from 1 to 5"),
         ([[]], [[]], ValueError, r"K \(0\) must be from 1 to 5"),
-        (
-            [[-1.0, -2.0]],
-            [[0, 5]],
-            ValueError,
-            r"1 of 2 ids are outside 0 … 4, the first is 5; teacher and student",
-        ),
-        ([[-1.0, -2.0]], [[-1, 2]], ValueError, r"the first is -1"),
+        (PAIR, [[0, 5]], ValueError, r"1 of 2 ids are outside 0 … 4, the first is 5; teacher and student"),
+        (PAIR, [[-1, 2]], ValueError, r"the first is -1"),
         (
             [[0.7, 0.2]],
             [[0, 1]],
@@ -361,13 +354,13 @@ def test_top_k_names_the_teacher():
         ([[-0.1, -0.1]], [[0, 1]], ValueError, r"add up to 1\.81"),
         ([[-1.0, math.nan]], [[0, 1]], ValueError, r"1 of 2 teacher .* NaN .* at \(0, 1\)"),
         (
-            [[-1.0, -2.0]],
+            PAIR,
             [[0.0, 1.0]],
             TypeError,
             r"log_probs are torch.float32 and ids torch.float32; pass floats and",
         ),
         ([[-1, -2]], [[0, 1]], TypeError, r"log_probs are torch.int64"),
-        ([[-1.0, -2.0]], [[True, False]], TypeError, r"ids torch.bool"),
+        (PAIR, [[True, False]], TypeError, r"ids torch.bool"),
     ],
 )
 def test_an_invalid_top_is_refused(log_probs, ids, error, message):

@@ -48,10 +48,9 @@ def fabricated(
         curves[name] = [curve(steps, spent, [3.0, value]) for value in bits]
         seen[name] = [StudentMetrics({"all": v}, {"all": teacher}, {"all": 0.5}, {"all": 0.1}) for v in bits]
     spent = flops(methods[LONGER], SETUP, SETUP.teacher, 4 * steps)
-    n = len(reached[ALONE])
-    curves[LONGER] = [curve(4 * steps, spent, [longer, longer])] * n
-    seen[LONGER] = [StudentMetrics({"all": longer}, {"all": teacher}, {"all": 0.5}, {"all": 0.1})] * n
-    return DistillationResults(SETUP, methods, curves, seen)
+    curves[LONGER] = [curve(4 * steps, spent, [longer, longer]) for _ in reached[ALONE]]
+    seen[LONGER] = [replace(metrics, bits={"all": longer}) for metrics in seen[ALONE]]
+    return DistillationResults(methods, curves, seen)
 
 
 def test_share_of_the_gap():

@@ -40,7 +40,7 @@ def read_results(
             students[name] = load_model(folder, context.device)
             teachers[job.method.teacher] = teacher
             metrics[name].append(student_metrics(students[name], teacher, context.corpus, setup.training))
-    return DistillationResults(setup, dict(run.methods), curves, metrics), students, teachers
+    return DistillationResults(dict(run.methods), curves, metrics), students, teachers
 
 
 def distillation(run: DistillationRun) -> Experiment:

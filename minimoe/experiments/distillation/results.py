@@ -45,7 +45,6 @@ def flops(method: Method, setup: Setup, teacher: ModelConfig, steps: np.ndarray)
 class DistillationResults:
     """Curves and metrics by method, one per seed (the same seeds, in order)."""
 
-    setup: Setup
     methods: dict[str, Method]
     curves: dict[str, list[Curve]]
     metrics: dict[str, list[StudentMetrics]]
