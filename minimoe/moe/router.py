@@ -128,7 +128,7 @@ class Router(nn.Module):
     Args:
         score, normalize, scale, n_groups, top_groups: see ``route``.
         jitter: in training, multiply the gate's input by noise between 1 - jitter and 1 + jitter (Switch,
-            arXiv 2101.03961, section 2.4), drawn from torch's global generator.
+            arXiv 2101.03961, appendix C), drawn from torch's global generator.
     """
 
     choice = "token"  # tokens choose their experts; the other way round in ``expert_choice``

@@ -3,7 +3,14 @@
 import torch
 from torch import Tensor
 
-from minimoe.precision.analysis import BoundKind, bound, decompose, exact_product, measure_error
+from minimoe.precision.analysis import (
+    BoundKind,
+    ErrorBreakdown,
+    bound,
+    decompose,
+    exact_product,
+    measure_error,
+)
 from minimoe.precision.quantize import Quantized
 from minimoe.precision.recipe import Recipe, as_recipe
 
@@ -76,10 +83,17 @@ def assert_within_bound(
         _describe_worst(torch.where(wrong, ratio.nan_to_num(nan=torch.inf), -1.0), actual, exact, limit),
         _describe_location(wrong, actual, exact),
         f"  relative error {measure_error(actual, exact).relative:.3g}, the recipe's own is "
-        f"{measure_error(exact + breakdown.total, exact).relative:.3g}, most of it {breakdown.dominant} "
-        f"({', '.join(f'{name} {norm:.2g}' for name, norm in breakdown.norms().items() if norm)})",
+        f"{measure_error(exact + breakdown.total, exact).relative:.3g}{_describe_causes(breakdown)}",
     ]
     raise AssertionError("\n".join(lines))
+
+
+def _describe_causes(breakdown: ErrorBreakdown) -> str:
+    norms = {name: norm for name, norm in breakdown.norms().items() if norm}
+    if not norms:
+        return " (these inputs and their sums are exact)"
+    causes = ", ".join(f"{name} {norm:.2g}" for name, norm in norms.items())
+    return f", most of it {breakdown.dominant} ({causes})"
 
 
 def _describe_worst(ratio: Tensor, actual: Tensor, exact: Tensor, limit: Tensor) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 Autocast = Literal["off", "bf16", "auto"]
 
@@ -73,9 +73,9 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ValueError(f"{name} ({value}) must be 0 or more")
-        if self.balance not in (*BALANCE_WEIGHTS, "none", "bias"):
+        if self.balance not in (methods := get_args(Balance)):
             raise ValueError(
-                f"balance must be none, switch, sequence, bias or bias+sequence, not {self.balance!r}"
+                f"balance must be {', '.join(methods[:-1])} or {methods[-1]}, not {self.balance!r}"
             )
         if self.balance_weight is not None and self.balance not in BALANCE_WEIGHTS:
             raise ValueError(

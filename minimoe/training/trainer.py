@@ -152,11 +152,14 @@ class Trainer:
         """The auxiliary load-balancing loss, averaged over layers: 1 for an even load, 0 if there is none."""
         if not self._has_balance_loss():
             return torch.zeros((), device=self.device)
-        if self.config.balance == "switch":  # from the counts of the whole batch
-            counts = [self.strategy.all_reduce_sum(routing.counts_E) for routing in routings]
-            losses = [switch_loss(r._replace(counts_E=c)) for r, c in zip(routings, counts, strict=True)]
-        else:
-            losses = [sequence_loss(routing, self.model.config.context) for routing in routings]
+        match self.config.balance:
+            case "switch":  # from the counts of the whole batch
+                counts = [self.strategy.all_reduce_sum(routing.counts_E) for routing in routings]
+                losses = [switch_loss(r._replace(counts_E=c)) for r, c in zip(routings, counts, strict=True)]
+            case "sequence" | "bias+sequence":
+                losses = [sequence_loss(routing, self.model.config.context) for routing in routings]
+            case method:
+                raise ValueError(f"Trainer._balance_loss has no loss for balance {method!r}; add a case")
         return torch.stack(losses).mean()
 
     def _has_balance_loss(self) -> bool:
@@ -166,13 +169,22 @@ class Trainer:
     def _after_update(self, counts_ME: Tensor | None) -> None:
         """Update the load-balancing bias and the weight average."""
         self.step += 1
-        if counts_ME is not None and self.config.balance.startswith("bias"):
-            for moe, counts_E in zip(self.moe_layers, counts_ME, strict=True):
-                update_bias_(moe.gate.e_score_correction_bias, counts_E, self.config.balance_speed)
+        if counts_ME is not None:
+            self._update_bias(counts_ME)
         if self.average:
             # A window that grows with the run: the newest weights get weight 1 / (fraction * steps).
             weight = min(1.0, 1.0 / (self.config.average * self.step))
             torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), weight)
+
+    def _update_bias(self, counts_ME: Tensor) -> None:
+        match self.config.balance:
+            case "bias" | "bias+sequence":
+                for moe, counts_E in zip(self.moe_layers, counts_ME, strict=True):
+                    update_bias_(moe.gate.e_score_correction_bias, counts_E, self.config.balance_speed)
+            case "none" | "switch" | "sequence":
+                pass
+            case method:
+                raise ValueError(f"Trainer._update_bias does not cover balance {method!r}; add a case")
 
     @torch.no_grad()
     def evaluate(self) -> Evaluation:

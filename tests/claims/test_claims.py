@@ -323,6 +323,14 @@ def measure(id: str, tmp_path) -> dict[str, list[float]]:
     return measured.values
 
 
+@pytest.mark.parametrize("claim", [c for c in CLAIMS.values() if c.experiment], ids=lambda c: c.id)
+def test_a_figure_has_the_same_unit_in_its_bound_and_in_the_experiment(claim):
+    """So ``minimoe experiment`` prints it with its unit, too."""
+    assert {b.figure: b.unit for b in claim.bounds} == {
+        b.figure: claim.experiment.units.get(b.figure, "") for b in claim.bounds
+    }
+
+
 def test_pi(tmp_path):
     """π between E4M3's 3 and 3.25, E5M2's 3 and 3.5; in bf16 3.140625."""
     values = measure("pi", tmp_path)

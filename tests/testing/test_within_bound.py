@@ -164,7 +164,50 @@ def test_nan_is_found_and_reported():
     assert "1 of 64 elements" in report(y, a, b, "deepseek-v3")
 
 
+def add_products_in_bf16(a, b):
+    """A running sum that is rounded to bf16 after every product."""
+    sums = torch.zeros(len(a), b.shape[1], dtype=torch.bfloat16)
+    for k in range(a.shape[1]):
+        sums = (sums.float() + a[:, k, None] * b[k]).bfloat16()
+    return sums.float()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("k", [130, 1030])
+def test_exact_inputs_and_the_recipe_full_detect_wrong_sums(k, kind):
+    """Of numbers that are E4M3 already only the accumulation is bounded."""
+    codes = torch.randn(64, k).to(torch.float8_e4m3fn), torch.randn(k, 32).to(torch.float8_e4m3fn)
+    scales = torch.exp2(torch.randint(-4, 5, (64, 1))), torch.exp2(torch.randint(-4, 5, (1, 32)))
+    a, b = (x.float() * scale for x, scale in zip(codes, scales, strict=True))
+    unscaled = codes[0].float() @ codes[1].float()
+    assert assert_within_bound(unscaled * scales[0] * scales[1], a, b, FULL, kind) < 0.01
+    whole_tiles = k // 128 * 128
+    report(a[:, :whole_tiles] @ b[:whole_tiles], a, b, FULL, kind)
+    report(add_products_in_bf16(a, b), a, b, FULL, kind)
+    report(unscaled, a, b, FULL, kind)
+
+
+def test_sums_without_an_error_of_the_recipe_itself():
+    """At K = 130 float32 adds products of E4M3 numbers exactly: there is no cause to name."""
+    a, b = (torch.randn(16, 130).to(torch.float8_e4m3fn).float() for _ in range(2))
+    text = report(a[:, :128] @ b.T[:128], a, b.T, FULL)
+    assert "the recipe's own is 0 (these inputs and their sums are exact)" in text
+
+
 # what is not detected
+
+
+def test_the_rounding_of_inputs_hides_wrong_sums():
+    """It dominates the bound of a recipe that casts."""
+    a, b = torch.randn(64, 1024), torch.randn(1024, 32)
+    in_bf16 = add_products_in_bf16(fake_quantize(a, E4M3, (1, 1024)), fake_quantize(b, E4M3, (1024, 1)))
+    for kind in KINDS:
+        assert_within_bound(matmul(a[:, :-16], b[:-16], "rowwise"), a, b, "rowwise", kind)
+        assert_within_bound(in_bf16, a, b, "rowwise", kind)
+    a, b = torch.randn(64, 4096), torch.randn(4096, 32)
+    without_tail = matmul(a[:, :-128], b[:-128], "rowwise")
+    assert_within_bound(without_tail, a, b, "rowwise")
+    report(without_tail, a, b, "rowwise", "probabilistic")
 
 
 def test_errors_as_small_as_rounding_pass():

@@ -4,6 +4,7 @@ import math
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from minimoe.distributed.errors import TrainingError
 from minimoe.distributed.strategy import SingleProcess
 from minimoe.models.gpt import GPT
 from minimoe.moe.load_balancing import switch_loss
-from minimoe.training.config import TrainConfig
+from minimoe.training import config as config_module
+from minimoe.training.config import Balance, TrainConfig
 from minimoe.training.loop import train
 from minimoe.training.trainer import Trainer, cross_entropy
 
@@ -143,7 +145,7 @@ def test_the_bias_moves_once_a_step_and_never_in_evaluation(tiny_moe, corpus):
     assert evaluation.counts_ME.sum(1).tolist() == [2 * 4 * 16 * 2] * 2
 
 
-@pytest.mark.parametrize("balance", ["none", "switch", "sequence", "bias", "bias+sequence"])
+@pytest.mark.parametrize("balance", get_args(Balance))
 def test_each_balance_method_does_what_it_says(tiny_moe, corpus, balance):
     weight = None if balance in ("none", "bias") else 10.0
     trainer = make(tiny_moe, corpus, balance=balance, balance_weight=weight, clip=1e9)
@@ -158,6 +160,22 @@ def test_each_balance_method_does_what_it_says(tiny_moe, corpus, balance):
     else:
         assert 0.9 < step.balance_loss < 4  # 1 is even, E / K = 4 all on the same two
         assert step.grad_norm != pytest.approx(reference.grad_norm, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("balance_weights", "message"),
+    [({}, "_update_bias does not cover"), ({"bias-zscore": 0.1}, "_balance_loss has no loss for")],
+)
+def test_a_new_balance_method_must_be_added_everywhere(
+    tiny_moe, corpus, monkeypatch, balance_weights, message
+):
+    """A name that is only in ``Balance`` (and in ``BALANCE_WEIGHTS``) does not train as another method."""
+    monkeypatch.setattr(config_module, "Balance", Literal[Balance, "bias-zscore"])
+    for name, weight in balance_weights.items():
+        monkeypatch.setitem(config_module.BALANCE_WEIGHTS, name, weight)
+    trainer = make(tiny_moe, corpus, balance="bias-zscore")
+    with pytest.raises(ValueError, match=rf"{message} balance 'bias-zscore'; add a case"):
+        trainer.train_step()
 
 
 def test_the_balance_losses_gradient_is_the_sum_over_layers(tiny_moe, corpus):
