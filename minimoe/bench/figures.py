@@ -86,28 +86,34 @@ def recipes(data: dict[str, Any]) -> Figure | None:
     rows = [r for r in data["records"] if r["suite"] == "fp8" and r["group"] == "matmul"]
     if not rows:
         return None
-    figure, panels = _new_figure(data, "Matmul by recipe", 7, 4.4, 1, 1)
-    _plot_candidates(panels[0][0], rows, "M", _candidates(rows))
     label = "rows M of a matmul with N = {N}, K = {K}".format(**rows[0]["shape"])
-    _format_ratios(panels[0][0], label, "time / float32 time")
-    panels[0][0].legend(fontsize=9)
-    return figure
+    return _draw_candidates(data, "Matmul by recipe", {"": rows}, "M", [label, "time / float32 time"])
 
 
 def dispatchers(data: dict[str, Any]) -> Figure | None:
     """Time of each dispatcher over the loop's, against T."""
-    rows = {d: [r for r in data["records"] if r["group"] == f"dispatch, {d}"] for d in DIRECTIONS}
-    directions = [d for d in DIRECTIONS if rows[d]]
-    if not directions:
+    groups = {d: [r for r in data["records"] if r["group"] == f"dispatch, {d}"] for d in DIRECTIONS}
+    groups = {direction: rows for direction, rows in groups.items() if rows}
+    if not groups:
         return None
-    title = f"Dispatchers, around {_size(data)}"
-    figure, panels = _new_figure(data, title, 5.5 * len(directions), 4.2, 1, len(directions), sharey=True)
-    names = _candidates(chain(*rows.values()))
-    for direction, panel in zip(directions, panels[0], strict=True):
-        _plot_candidates(panel, rows[direction], "T", names)
-        _format_ratios(panel, "tokens T", "time / loop's time" if panel is panels[0][0] else "")
-        panel.set_title(direction, fontsize=10)
-    panels[0][0].legend()
+    title, labels = f"Dispatchers, around {_size(data)}", ["tokens T", "time / loop's time"]
+    return _draw_candidates(data, title, groups, "T", labels)
+
+
+def _draw_candidates(
+    data: dict[str, Any], title: str, groups: dict[str, list[Record]], letter: str, labels: list[str]
+) -> Figure:
+    """A panel for each group of records, with a line per candidate; ``labels`` are those of the axes."""
+    width = 7 if len(groups) == 1 else 5.5
+    figure, panels = _new_figure(data, title, width * len(groups), 4.3, 1, len(groups), sharey=True)
+    candidates = [r["task"] for r in chain(*groups.values()) if r["task"] != r["baseline"]]
+    for (subtitle, group), panel in zip(groups.items(), panels[0], strict=True):
+        for style, name in zip(LINES, dict.fromkeys(candidates), strict=False):
+            points = [(r["shape"][letter], r) for r in group if r["task"] == name]
+            _plot_ratios(panel, points, name, style)
+        _format_ratios(panel, labels[0], labels[1] if panel is panels[0][0] else "")
+        panel.set_title(subtitle, fontsize=10)
+    panels[0][0].legend(fontsize=9)
     return figure
 
 
@@ -129,16 +135,6 @@ def _sweep(rows: Iterable[Record], size: dict[str, int], letter: str, task: str)
         if r["task"] == task and all(r["shape"][key] == size[key] for key in size if key not in free)
     ]
     return sorted(points, key=lambda point: point[0])
-
-
-def _candidates(rows: Iterable[Record]) -> list[str]:
-    return list(dict.fromkeys(r["task"] for r in rows if r["task"] != r["baseline"]))
-
-
-def _plot_candidates(panel: Axes, rows: list[Record], letter: str, names: list[str]) -> None:
-    for style, name in zip(LINES, names, strict=False):
-        points = [(r["shape"][letter], r) for r in rows if r["task"] == name]
-        _plot_ratios(panel, points, name, style)
 
 
 def _plot_ratios(panel: Axes, points: list[tuple[int, Record]], label: str, style: dict[str, Any]) -> None:

@@ -4,6 +4,8 @@ parameters, and the dispatchers against each other.
 Dimensions: T tokens, D model width, H expert width, E experts, K experts per token.
 """
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -43,16 +45,16 @@ def build_layers(case: Case, device: torch.device) -> BuiltCase:
     def check() -> None:
         require_dense_size(DENSE_ACTIVE, weights[DENSE_ACTIVE], active, D)
         require_dense_size(DENSE_TOTAL, weights[DENSE_TOTAL], weights[MOE], D)
-        require_same_layer("MoE layer", fast, reference, x_TD, list(moe.parameters()), case.dtype)
-
-    def fast(x: Tensor, few_n: Tensor) -> Tensor:
-        return moe(x)[0][few_n]
-
-    def reference(x: Tensor, few_n: Tensor) -> Tensor:
-        moe.dispatch, dispatch = "reference", moe.dispatch
-        y_nD = moe(x[few_n])[0]
-        moe.dispatch = dispatch
-        return y_nD
+        reference = copy.copy(moe)  # with the same parameters
+        reference.dispatch = "reference"
+        require_same_layer(
+            "MoE layer",
+            lambda x, few_n: moe(x)[0][few_n],
+            lambda x, few_n: reference(x[few_n])[0],
+            x_TD,
+            list(moe.parameters()),
+            case.dtype,
+        )
 
     def memory() -> dict[str, int]:
         x = x_TD.detach().requires_grad_()

@@ -90,11 +90,10 @@ def attention(a: Architecture, per_number: StoragePrecision) -> float:
         heads = queries + keys + a.n_heads * (m.nope_dim + m.value_dim)
         inner = latents + per_number.activation * heads
     else:
-        # One projection makes all three; the values are a view of its result. Rotated ones are copies.
-        projected = queries + keys + values
-        rotated = 0 if a.positions else queries + keys
-        normed = 0 if a.qk_norm == "none" else queries + keys
-        inner = per_number.activation * (projected + rotated + normed)
+        # One projection makes all three; the values are a view of its result. Rotated and normed queries and
+        # keys are copies.
+        copies = (not a.positions) + (a.qk_norm != "none")
+        inner = per_number.activation * (values + (1 + copies) * (queries + keys))
     out = (per_number.activation + per_number.attention_output) * heads_out
     return _norm(a, per_number) + inner + out + 4 * a.n_heads  # and a log-sum-exp per head
 
