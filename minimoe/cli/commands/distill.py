@@ -1,8 +1,7 @@
 """``minimoe distill``: distillation methods compared."""
 
-import dataclasses
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -94,33 +93,30 @@ class Distill(ExperimentOptions):
             "seconds": time.perf_counter() - start,
         }
         data = about | measured.detail
-        write_json(out / "distillation.json", data)
+        figure = out / "distillation.png"
+        write_json(figure.with_suffix(".json"), data)
         part = "" if self.data_fraction == 1 else f" · students read {self.data_fraction:.0%} of the text"
         title = f"minimoe distill · {self.preset}{part} · seeds: {self.seeds}"
-        experiment.save_figure(data, out / "distillation.png", title)
+        experiment.save_figure(data, figure, title)
         close_folder(out)
         console.print()
         print_distillation(data, console)
-        figure = out / "distillation.png"
         console.print(f"\nFigure: {figure}   Data: {figure.with_suffix('.json')}", soft_wrap=True)
 
     def _setup(self) -> Setup:
-        setup = dataclasses.replace(
+        setup = replace(
             SETUPS[self.preset],
             data_fraction=self.data_fraction,
             teacher_tokens=self.teacher_tokens,
             baseline_factor=self.baseline_factor,
             distill_config=DistillConfig(kind=self.kind, temperature=self.temperature),
         )
-        if self.steps is None:
-            return setup
-        return dataclasses.replace(setup, training=setup.training.shortened(self.steps))
+        return setup if self.steps is None else replace(setup, training=setup.training.shortened(self.steps))
 
 
 def generation_progress(run: DistillationRun, device: str) -> OnProgress:
     """Show a progress bar while a teacher generates text; called with the predicted seconds of each shard."""
-    job = run.text_job(seed=0)
-    total = 0.0 if job is None else job.seconds(device)
+    total = job.seconds(device) if (job := run.text_job(seed=0)) else 0.0
     bar = progress_bar(console, transient=True)
     task = bar.add_task("the teacher generates text", total=total)
 

@@ -41,18 +41,16 @@ def tables(detail: dict[str, Any]) -> list[TextTable]:
         ]
         for row in detail["models"]
     ]
+    domains = [name for name in detail["methods"][0]["bits_per_byte"] if name != "all"]
     formats = {"best": ".3f", "gap_closed": ".0%", "agreement": ".0%", "divergence": ".3f"}
-    students = []
+    students, by_domain = [], []
     for row in detail["methods"]:
         lead = row["lead_at_equal_compute"]
         figures = [format_spread(row[name], spec) for name, spec in formats.items()]
         figures += [f"{row['compute']:.1f}x", "" if lead is None else format_spread(lead, ".3f")]
         students.append([row["method"], *figures])
-    domains = [name for name in detail["methods"][0]["bits_per_byte"] if name != "all"]
-    by_domain = [
-        [row["method"], *(format_spread(row["bits_per_byte"][domain], ".3f") for domain in domains)]
-        for row in detail["methods"]
-    ]
+        bits = (format_spread(row["bits_per_byte"][domain], ".3f") for domain in domains)
+        by_domain.append([row["method"], *bits])
     return [
         TextTable(
             "models",

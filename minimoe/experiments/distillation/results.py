@@ -49,10 +49,6 @@ class DistillationResults:
     curves: dict[str, list[Curve]]
     metrics: dict[str, list[StudentMetrics]]
 
-    @property
-    def seeds(self) -> int:
-        return len(self.curves[ALONE])
-
     def reached(self, name: str) -> list[float]:
         """Best bits per byte, per seed."""
         return [curve.best for curve in self.curves[name]]
@@ -118,7 +114,7 @@ class DistillationResults:
             ]
             for name, curves in self.curves.items()
         }
-        detail = {"seeds": self.seeds, "methods": self.rows(), "curves": curves}
+        detail = {"seeds": len(self.curves[ALONE]), "methods": self.rows(), "curves": curves}
         return detail | {"verdict": verdict(detail)}
 
 
