@@ -1,5 +1,5 @@
-"""What the tests share: a small corpus that needs no package, one thread, so that bits repeat, and how parallel
-workers divide the tests."""
+"""Shared by all tests: a small corpus that needs no package, one thread, so that results repeat, and the
+division of tests among parallel workers."""
 
 import os
 import sys
@@ -30,7 +30,7 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """With ``-n 2 --dist loadgroup`` a file stays with one worker, which shares its fixtures; each tutorial and
+    """With ``-n 2 --dist loadgroup`` a file stays with one worker, which shares its fixtures. Each tutorial and
     each test of a resumed run is a job of its own."""
 
     def rank(item) -> int:

@@ -1,4 +1,4 @@
-"""The command line as a person meets it."""
+"""The command line: commands, shared flags, messages and exit statuses."""
 
 import dataclasses
 import inspect
@@ -17,7 +17,7 @@ from minimoe.version import __version__
 
 
 def call(capsys, *arguments: str) -> tuple[int, str, str]:
-    """Exit status, standard output, standard error."""
+    """Run a command -> exit status, standard output, standard error."""
     try:
         status = cli.main([str(argument) for argument in arguments])
     except SystemExit as end:
@@ -40,7 +40,7 @@ def compared(tmp_path_factory):
     return out, arguments
 
 
-def test_compare_leaves_table_figure_and_data(compared):
+def test_compare_writes_figure_and_data(compared):
     out, _ = compared
     data = json.loads((out / "comparison.json").read_text())
     assert [row["model"] for row in data["models"]] == ["dense-active", "dense-total", "moe"]
@@ -51,7 +51,7 @@ def test_compare_leaves_table_figure_and_data(compared):
     assert (out / "comparison.png").stat().st_size > 10_000
 
 
-def test_compared_models_saw_the_same_batches_and_the_same_text(compared):
+def test_compared_models_read_the_same_batches_of_the_same_text(compared):
     out, _ = compared
     heads = {
         name: json.loads((out / "seed-1" / name / "records.jsonl").read_text().splitlines()[0])
@@ -73,7 +73,7 @@ def test_a_finished_run_is_not_overwritten_silently(compared, capsys):
     assert (out / "comparison.json").read_bytes() == before
 
 
-def test_sample_writes_from_a_compared_model_and_repeats(compared, capsys):
+def test_sample_is_reproducible(compared, capsys):
     out, _ = compared
     arguments = ["sample", "--run", out / "seed-0" / "moe", "--tokens", "20", "--device", "cpu"]
     status, text, _ = call(capsys, *arguments, "--prompt", "def f", "--samples", "2")
@@ -106,7 +106,7 @@ def test_errors_end_in_one_line_with_a_remedy(capsys, tmp_path, monkeypatch, arg
     assert message in error
     assert error.startswith("minimoe: error: ")
     assert len(error.strip().splitlines()) == 1
-    assert not list(tmp_path.iterdir())  # and nothing was begun
+    assert not list(tmp_path.iterdir())  # and nothing was written
 
 
 @pytest.mark.parametrize(
@@ -181,8 +181,8 @@ def test_messages_on_any_terminal(encoding):
     assert "--price" in done.stderr
 
 
-def test_a_reader_that_stops_early_is_no_error():
-    """``minimoe --help | head``, with a reader that is gone before the first line."""
+def test_a_closed_pipe_is_no_error():
+    """``minimoe --help | head``, where the reader ends before the first line."""
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
@@ -192,7 +192,7 @@ def test_a_reader_that_stops_early_is_no_error():
     assert (done.returncode, done.stderr) == (1, "")
 
 
-def test_too_little_text_is_told_before_the_folder_is_claimed(capsys, tmp_path):
+def test_too_little_text_is_refused_before_the_folder_is_claimed(capsys, tmp_path):
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "note.txt").write_text("a short note. " * 20 + "\n\n" + "and another. " * 200)
     out = tmp_path / "out"

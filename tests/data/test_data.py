@@ -1,4 +1,4 @@
-"""Text: what is read, how it is split, what a batch depends on."""
+"""The corpus: sources, split, batches, folders of the user."""
 
 import json
 import subprocess
@@ -15,11 +15,11 @@ from minimoe.data.sources import SOURCES, docstrings, folder_domains, without_do
 
 @pytest.fixture(scope="module")
 def small():
-    """The default domains, a little of each."""
+    """A small corpus of the default domains."""
     return load_corpus("default", train_bytes=60_000, validation_bytes=10_000)
 
 
-def test_default_text_has_the_size_asked_for(small):
+def test_default_text_has_the_requested_size(small):
     assert small.domains == DEFAULT_DOMAINS
     assert [len(a) for a in small.train] == [60_000] * 4
     assert [len(a) for a in small.validation] == [10_000] * 4
@@ -37,16 +37,16 @@ def test_full_default_text_is_there():
 def test_no_doctest_lines_in_prose(small):
     for domain in ("physics", "graphs"):
         data = small.train[small.domains.index(domain)].tobytes()
-        assert data.count(b">>> ") < 3  # prose that speaks of the prompt may stay
+        assert data.count(b">>> ") < 3  # prose about the prompt may remain
 
 
-def test_programming_does_not_hold_the_reference_text():
+def test_programming_does_not_contain_the_reference_text():
     from pydoc_data import topics
 
     names = [name for name, _ in SOURCES["programming"].documents()]
     assert len(names) > 300
     assert not [name for name in names if "pydoc_data" in name or "/test/" in name or "site-" in name]
-    assert topics.topics  # the reference domain comes from here and nowhere else
+    assert topics.topics  # the only source of the reference domain
 
 
 def test_doctests_are_removed_and_prose_kept():
@@ -71,7 +71,7 @@ def test_split_is_by_document_and_copies_count_once():
 def test_batches_are_a_function_of_seed_and_step(small):
     first = small.batch(1, 5, 8, 32)
     for step in range(4):
-        small.batch(1, step, 8, 32)  # whatever came before
+        small.batch(1, step, 8, 32)  # batches drawn before do not matter
     again = small.batch(1, 5, 8, 32)
     assert all((a == b).all() for a, b in zip(first, again, strict=True))
     for other in (small.batch(2, 5, 8, 32), small.batch(1, 6, 8, 32), small.batch(1, 5, 8, 32, micro=1)):
@@ -93,7 +93,7 @@ def test_odd_batches_share_domains_evenly_over_steps(small):
     assert drawn == {0: 6, 1: 6, 2: 6, 3: 6}
 
 
-def test_every_place_can_be_drawn_and_none_beyond(corpus):
+def test_every_position_can_be_drawn_and_none_beyond_the_text(corpus):
     tiny = corpus.train[0][:33]
     short = type(corpus)(("a",), (tiny,), (tiny,), ("",), "")
     short.check(32)
@@ -110,7 +110,7 @@ def test_validation_windows_stay_the_same_and_cover_the_text(small):
     assert small.validation[0].tobytes().endswith(last)
 
 
-def test_fingerprint_is_the_same_in_another_process_and_tells_texts_apart(small):
+def test_fingerprint_is_the_same_in_another_process_and_differs_between_texts(small):
     program = (
         "from minimoe import load_corpus; import json; "
         "print(json.dumps(load_corpus(train_bytes=60_000, validation_bytes=10_000).fingerprint))"
@@ -120,7 +120,7 @@ def test_fingerprint_is_the_same_in_another_process_and_tells_texts_apart(small)
     assert load_corpus(train_bytes=60_001, validation_bytes=10_000).fingerprint != small.fingerprint
 
 
-def test_a_folder_of_folders_is_a_domain_each(tmp_path):
+def test_each_sub_folder_is_a_domain(tmp_path):
     for domain in ("cats", "dogs"):
         (tmp_path / domain).mkdir()
         for i in range(20):
@@ -133,7 +133,7 @@ def test_a_folder_of_folders_is_a_domain_each(tmp_path):
         assert 0.05 < len(validation) / len(train) < 0.2
 
 
-def test_a_single_file_is_cut_into_documents(tmp_path):
+def test_a_single_file_is_split_into_documents(tmp_path):
     paragraphs = [f"paragraph {i} " * 40 for i in range(60)]
     (tmp_path / "book.txt").write_text("\n\n".join(paragraphs))
     documents = folder_domains(tmp_path)[tmp_path.name]
@@ -153,13 +153,13 @@ def test_a_single_file_is_cut_into_documents(tmp_path):
         (b"short", "too little to hold some out"),
     ],
 )
-def test_files_that_are_no_text_are_named(tmp_path, content, message):
+def test_files_that_are_not_text_are_named(tmp_path, content, message):
     (tmp_path / "bad.txt").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         load_corpus(tmp_path)
 
 
-def test_unknown_text_is_refused_with_what_there_is(tmp_path, monkeypatch):
+def test_an_unknown_domain_is_refused_with_the_known_ones(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"neither a folder nor a domain; choose one of default"):
         load_corpus("poetri")
     with pytest.raises(ValueError, match=r"reference has only .* bytes .* 9,000,000"):
@@ -173,7 +173,7 @@ def test_unknown_text_is_refused_with_what_there_is(tmp_path, monkeypatch):
         load_corpus("poetry")
 
 
-def test_too_short_a_domain_is_refused(corpus):
+def test_a_domain_that_is_too_short_is_refused(corpus):
     with pytest.raises(ValueError, match=r"letters has 3160 bytes .* context \+ 1 \(5001\)"):
         corpus.check(5000)
 

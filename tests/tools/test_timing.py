@@ -1,4 +1,4 @@
-"""Measurement takes turns; memory that was freed is kept."""
+"""Timing in turns, ratios and their intervals, peaks; freed memory is kept."""
 
 import math
 import subprocess
@@ -27,12 +27,12 @@ def test_tasks_take_turns_and_the_median_counts(monkeypatch):
     monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     tasks = {"a": task("a", iter((9, 1, 50, 3))), "b": task("b", iter((9, 2, 100, 6)))}
     seconds = interleaved_seconds(tasks, CPU, rounds=3, warmup=1)
-    assert order == list("abbaabba")  # and none is always first
-    assert seconds == {"a": 3.0, "b": 6.0}  # the stall of 50 falls on nobody
+    assert order == list("abbaabba")  # no task is always first
+    assert seconds == {"a": 3.0, "b": 6.0}  # the stall of 50 affects neither median
 
 
-def test_a_ratio_is_of_the_same_round():
-    """A machine that slows to a fifth and back changes both, and not what one is beside the other."""
+def test_ratios_are_taken_within_rounds():
+    """A machine that slows down fivefold for some rounds changes both times, but not their ratio."""
     timing = Timing({"a": [1.0, 5.0, 1.0, 3.0, 5.0, 2.0], "b": [2.0, 10.0, 2.0, 6.0, 10.0, 4.0]}, 1)
     ratio = timing.ratio("b", "a")
     assert (ratio.value, ratio.low, ratio.high, ratio.noisy) == (2.0, 2.0, 2.0, False)
@@ -41,9 +41,9 @@ def test_a_ratio_is_of_the_same_round():
     assert timing.median("a") == 2.5
 
 
-def test_a_ratio_that_its_later_half_contradicts_is_noisy():
-    """Within each half all rounds agree, and the interval of confidence of all is narrow enough: what is
-    wrong with them is that the machine was another one by then."""
+def test_a_ratio_that_drifts_is_noisy():
+    """All rounds of each half agree and the interval over all rounds is narrow; only the drift shows that the
+    machine changed in between."""
     early, late = Timing({"a": [1.0] * 8, "b": [2.0] * 8}, 1), Timing({"a": [1.0] * 8, "b": [2.25] * 8}, 1)
     assert not early.ratio("b", "a").noisy
     assert not late.ratio("b", "a").noisy
@@ -57,7 +57,7 @@ def test_a_ratio_that_its_later_half_contradicts_is_noisy():
     assert (within.drift, within.noisy) == (pytest.approx(0.05), False)
 
 
-def test_only_the_same_can_go_on():
+def test_only_timings_of_the_same_tasks_can_be_joined():
     one = Timing({"a": [1.0]}, 1)
     for other in (Timing({"b": [1.0]}, 1), Timing({"a": [1.0]}, 2)):
         with pytest.raises(ValueError, match="measure the same tasks twice"):
@@ -65,9 +65,9 @@ def test_only_the_same_can_go_on():
 
 
 @pytest.mark.parametrize(("n", "rank"), [(5, 1), (6, 1), (8, 1), (9, 2), (15, 4), (20, 6), (25, 8)])
-def test_the_interval_of_the_median_is_the_tables(n, rank):
-    """Ranks of the 95 % interval as tables of order statistics have them (Conover, table A3's binomial);
-    with 5 values there is none that sure, and all of the range is taken."""
+def test_the_median_s_interval_matches_published_tables(n, rank):
+    """Ranks of the 95 % interval from tables of order statistics (the binomial of Conover's table A3). With 5
+    values no interval reaches 95 %, and the whole range is used."""
     found = median_interval([float(i) for i in range(1, n + 1)][::-1])
     assert (found.low, found.high) == (rank, n + 1 - rank)
     assert found.value == (n + 1) / 2
@@ -75,20 +75,20 @@ def test_the_interval_of_the_median_is_the_tables(n, rank):
     assert inside >= 0.95 or n < 6
 
 
-def test_the_interval_covers_the_median_as_often_as_it_says():
+def test_the_interval_s_coverage():
     draws = torch.rand(2000, 15, generator=torch.Generator().manual_seed(0)).exp()
     found = [median_interval(row.tolist()) for row in draws]
     covered = sum(i.low <= math.exp(0.5) <= i.high for i in found) / len(found)
-    assert 0.95 <= covered < 0.98  # 0.965 in theory, the least that is 0.95
+    assert 0.95 <= covered < 0.98  # 0.965 in theory
 
 
-def test_a_ratio_that_jumps_about_says_so():
+def test_a_ratio_with_a_wide_interval_is_noisy():
     assert median_interval([1.0, 1.3] * 8).noisy
     assert not median_interval([1.0, 1.1] * 8).noisy
-    assert not median_interval([1.0] * 14 + [9.0]).noisy  # one stall is no noise
+    assert not median_interval([1.0] * 14 + [9.0]).noisy  # a single stall
 
 
-def test_short_tasks_are_repeated_and_long_ones_stop_in_time(monkeypatch):
+def test_short_tasks_are_repeated_and_the_budget_is_kept(monkeypatch):
     now, calls = [0.0], {"short": 0, "long": 0}
 
     def task(name, seconds):
@@ -106,7 +106,7 @@ def test_short_tasks_are_repeated_and_long_ones_stop_in_time(monkeypatch):
     assert len(measure(tasks, CPU, rounds=2, budget=0.0).seconds["long"]) == 2
 
 
-def test_nothing_to_measure_is_refused():
+def test_no_tasks_or_rounds_are_refused():
     with pytest.raises(ValueError, match=r"tasks \(0\) and rounds \(15\)"):
         measure({}, CPU)
     with pytest.raises(ValueError, match=r"rounds \(0\)"):
@@ -120,8 +120,8 @@ def test_peaks_are_measured_once_for_each_number_of_threads():
     assert found.flops["float32"] > 1e8
     assert found.bandwidth > 1e8
     known = Peaks({"float32": 100.0, "bfloat16": 400.0}, 10.0, 1)
-    assert known.seconds(flops=1000, bytes_moved=10) == 10.0  # bound by arithmetic
-    assert known.seconds(flops=1000, bytes_moved=500) == 50.0  # by bytes
+    assert known.seconds(flops=1000, bytes_moved=10) == 10.0  # compute-bound
+    assert known.seconds(flops=1000, bytes_moved=500) == 50.0  # memory-bound
     assert known.seconds(1000, 10, "bfloat16") == 2.5
 
 
@@ -145,5 +145,5 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
             pytest.skip("not glibc")
         return int(done.stdout)
 
-    # Twenty blocks: given back, each is faulted in anew; kept, the heap may still grow by one or two.
+    # Twenty blocks: if returned, each is faulted in again; if kept, the heap may still grow by one or two.
     assert faults("keep") < faults("give back") / 5

@@ -1,4 +1,4 @@
-"""Runs that are stopped in every way, and go on to the same bits."""
+"""Runs that are interrupted in every way resume bit-identically; checkpoints are intact or refused."""
 
 import errno
 import json
@@ -18,7 +18,6 @@ import torch
 from minimoe.distributed.errors import TrainingError
 from minimoe.models.gpt import GPT
 from minimoe.tools import records
-from minimoe.tools.machine import pick_device
 from minimoe.training import checkpoint
 from minimoe.training.checkpoint import CheckpointError, load_model, restore, save
 from minimoe.training.config import TrainConfig
@@ -48,7 +47,7 @@ def assert_same_bits(a, b):
 
 
 def loss_records(folder: Path):
-    """What was recorded, without the clock."""
+    """The records, without times."""
     lines = records.read(folder / "records.jsonl")
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines if line["kind"] != "run"]
 
@@ -58,14 +57,14 @@ def loss_records(folder: Path):
 
 @pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, average=0.0, accumulate=2)])
 @pytest.mark.parametrize("stop_at", [4, 20])
-def test_resume_is_exact_to_the_bit(tiny, corpus, tmp_path, config, stop_at):
+def test_resume_is_bit_identical(tiny, corpus, tmp_path, config, stop_at):
     straight = make(tiny, corpus, config)
     train_in_turns({"m": straight}, {"m": tmp_path / "straight"})
 
     first = make(tiny, corpus, config)
     for _ in range(stop_at):
         first.train_step()
-    torch.randn(3)  # the generators' states are part of it
+    torch.randn(3)  # the states of random generators are restored
     save(tmp_path / "checkpoints", first)
     expected = torch.randn(5)
     second = make(tiny, corpus, config)
@@ -80,7 +79,7 @@ def test_resume_is_exact_to_the_bit(tiny, corpus, tmp_path, config, stop_at):
         assert torch.equal(straight_tensors[name], resumed[name]), name
 
 
-def test_models_in_turns_are_what_they_are_alone(tiny_dense, tiny_moe, corpus, tmp_path):
+def test_models_trained_in_turns_equal_models_trained_alone(tiny_dense, tiny_moe, corpus, tmp_path):
     both = {"dense": make(tiny_dense, corpus), "moe": make(tiny_moe, corpus)}
     train_in_turns(both, {name: tmp_path / "both" / name for name in both})
     for name, model_config in (("dense", tiny_dense), ("moe", tiny_moe)):
@@ -151,11 +150,11 @@ def test_a_damaged_checkpoint_is_named_with_the_remedy(saved, tiny_moe, corpus, 
     with pytest.raises(CheckpointError, match=r"step-00000008 is damaged.*resume from step-00000004"):
         restore(checkpoint.latest(saved), trainer)
     assert all(torch.equal(fresh[name], tensor) for name, tensor in bits(trainer).items())
-    restore(saved / "step-00000004", trainer)  # and the remedy works
+    restore(saved / "step-00000004", trainer)  # the remedy works
     assert trainer.step == 4
 
 
-def test_an_edited_state_is_damage(saved, tiny_moe, corpus):
+def test_an_edited_state_counts_as_damaged(saved, tiny_moe, corpus):
     path = saved / "step-00000008" / "state.json"
     path.write_text(path.read_text().replace('"step": 8', '"step": 9'))
     with pytest.raises(CheckpointError, match=r"state.json does not match its checksum"):
@@ -177,7 +176,7 @@ def test_an_empty_folder_has_no_model(tmp_path):
         load_model(tmp_path)
 
 
-def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(saved, tiny_moe, corpus, monkeypatch):
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint_intact(saved, tiny_moe, corpus, monkeypatch):
     trainer = make(tiny_moe, corpus)
     restore(checkpoint.latest(saved), trainer)
     trainer.train_step()
@@ -193,7 +192,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(saved, tiny_moe, 
     restore(checkpoint.latest(saved), trainer)
 
 
-def test_too_little_disk_is_told_before_any_work(tiny, corpus, tmp_path, monkeypatch):
+def test_too_little_disk_is_refused_before_any_work(tiny, corpus, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     with pytest.raises(TrainingError, match=r"checkpoints need .* MB .* only 0 MB are free"):
@@ -201,14 +200,14 @@ def test_too_little_disk_is_told_before_any_work(tiny, corpus, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("average", [0.0, 0.2])
-def test_needed_disk_is_predicted(tiny_moe, corpus, tmp_path, average):
+def test_the_disk_space_is_predicted(tiny_moe, corpus, tmp_path, average):
     trainer = make(replace(tiny_moe, dim=64), corpus, replace(CONFIG, average=average))
     trainer.train_step()
     used = sum(f.stat().st_size for f in save(tmp_path, trainer).iterdir())
     assert checkpoint.needed_bytes(trainer) == pytest.approx(3 * used, rel=0.1)
 
 
-def test_what_a_kill_left_is_cleared_away(saved, tiny_moe, corpus):
+def test_what_a_kill_left_is_removed(saved, tiny_moe, corpus):
     (saved / "step-00000006.tmp").mkdir()
     (saved / "step-00000006.tmp" / "model.safetensors").write_bytes(b"half")
     trainer = make(tiny_moe, corpus)
@@ -218,15 +217,9 @@ def test_what_a_kill_left_is_cleared_away(saved, tiny_moe, corpus):
     assert sorted(p.name for p in saved.iterdir()) == ["step-00000008", "step-00000009"]
 
 
-def test_unknown_devices_are_refused_with_what_there_is():
-    assert pick_device("cpu") == "cpu"
-    with pytest.raises(ValueError, match=r"no device 'tpu' here; available: .*cpu"):
-        pick_device("tpu")
-
-
 # ---- in processes of their own, through the command line
 
-STEPS = 120  # many more than it takes to notice that some have been done
+STEPS = 120  # many more than are done before the test notices
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +261,7 @@ def straight(text, tmp_path_factory) -> Path:
 
 
 def stop(arguments: list[str], file: Path, after_steps: int, number: int) -> subprocess.Popen:
-    """Start (or go on with) a run and send it a signal once its file has recorded so many steps."""
+    """Start or resume a run and send it a signal once its file has so many records of steps."""
     process = subprocess.Popen(
         arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment()
     )
@@ -305,7 +298,7 @@ def test_kill_9_at_random_points_and_resume_gives_the_same_bits(text, straight, 
     same_end(straight, out)
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(text, straight, tmp_path):
+def test_ctrl_c_saves_and_says_how_to_resume(text, straight, tmp_path):
     out = tmp_path / "stopped"
     stopped = stop(command(text, out), out / "records.jsonl", 7, signal.SIGINT)
     assert stopped.returncode == 130
@@ -314,7 +307,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(text, straight, tmp_path):
     assert "Traceback" not in stopped.stderr_text
     done = json.loads((checkpoint.latest(out / "checkpoints") / "state.json").read_text())["step"]
     assert done >= 7
-    again = run(command(text, out))  # without --resume nothing is overwritten
+    again = run(command(text, out))  # nothing is overwritten without --resume
     assert again.returncode == 1
     assert "holds an interrupted run; add --resume" in again.stderr
     finished = run(command(text, out, "--resume"))
@@ -322,7 +315,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(text, straight, tmp_path):
     same_end(straight, out)
 
 
-def test_a_killed_comparison_goes_on_to_the_same_curves(text, tmp_path):
+def test_a_killed_comparison_resumes_to_the_same_curves(text, tmp_path):
     def compare(out, *more):
         flags = f"compare --steps 6 --data {text} --out {out} --device cpu --threads 1"
         return [sys.executable, "-m", "minimoe", *flags.split(), *more]
@@ -343,7 +336,7 @@ def test_a_killed_comparison_goes_on_to_the_same_curves(text, tmp_path):
 
 
 def test_a_file_size_limit_ends_in_one_line_and_loses_nothing(text, tmp_path):
-    """A real refusal by the kernel, in the middle of a run, where checkpoints no longer fit."""
+    """A real error of the kernel in the middle of a run, when a checkpoint exceeds the limit."""
     out = tmp_path / "limited"
     limit = 60_000  # between the records' size and a checkpoint's
     failed = run(

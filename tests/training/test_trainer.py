@@ -1,4 +1,4 @@
-"""One step, one evaluation: what they change, and what they must not."""
+"""One training step and one evaluation: what they change and what they leave alone."""
 
 import math
 import sys
@@ -75,8 +75,8 @@ def test_train_has_the_strategy_wrap_the_model_once(tiny, corpus):
     assert (network.calls, batch_size) == (3, CONFIG.batch_size)
 
 
-def test_a_step_is_walked_downwards(tiny_moe, corpus):
-    """No call of a step or an evaluation leads from a room to one on its right."""
+def test_a_step_calls_only_rooms_to_the_left(tiny_moe, corpus):
+    """A step and an evaluation never call back, say from the distributed strategy into the trainer."""
     trainer = make(tiny_moe, corpus)
     upward = set()
 
@@ -102,7 +102,7 @@ def test_a_step_is_walked_downwards(tiny_moe, corpus):
     assert not upward
 
 
-def test_a_tiny_model_learns_a_page_by_heart(tiny, corpus, monkeypatch):
+def test_a_tiny_model_memorizes_a_page(tiny, corpus, monkeypatch):
     page = Path(__file__).parents[2].joinpath("LICENSE").read_bytes()[200 : 200 + 8 * 128 + 1]
     text = torch.tensor(list(page))
     batch = Batch(text[:-1].view(8, 128), text[1:].view(8, 128), torch.zeros(8, dtype=torch.int64))
@@ -131,7 +131,7 @@ def test_micro_batches_give_the_gradient_of_one_batch(tiny, corpus, monkeypatch)
         assert a.counts_ME.sum(1).tolist() == [8 * 16 * 2] * 2
 
 
-def test_the_bias_moves_once_a_step_and_never_in_evaluation(tiny_moe, corpus):
+def test_the_bias_is_updated_once_per_step_and_never_in_evaluation(tiny_moe, corpus):
     trainer = make(tiny_moe, corpus, accumulate=3, balance_speed=0.125)
     trainer.train_step()
     for moe in trainer.moe_layers:
@@ -146,19 +146,19 @@ def test_the_bias_moves_once_a_step_and_never_in_evaluation(tiny_moe, corpus):
 
 
 @pytest.mark.parametrize("balance", get_args(Balance))
-def test_each_balance_method_does_what_it_says(tiny_moe, corpus, balance):
+def test_balance_methods(tiny_moe, corpus, balance):
     weight = None if balance in ("none", "bias") else 10.0
     trainer = make(tiny_moe, corpus, balance=balance, balance_weight=weight, clip=1e9)
     plain = make(tiny_moe, corpus, balance="none", clip=1e9)
     step, reference = trainer.train_step(), plain.train_step()
-    assert step.loss == pytest.approx(reference.loss, rel=1e-6)  # cross-entropy alone
+    assert step.loss == pytest.approx(reference.loss, rel=1e-6)  # the cross-entropy only
     moved = max(moe.gate.e_score_correction_bias.abs().max() for moe in trainer.moe_layers)
     assert (moved > 0) == balance.startswith("bias")
     if balance in ("none", "bias"):
         assert step.balance_loss is None
         assert step.grad_norm == pytest.approx(reference.grad_norm, rel=1e-6)
     else:
-        assert 0.9 < step.balance_loss < 4  # 1 is even, E / K = 4 all on the same two
+        assert 0.9 < step.balance_loss < 4  # 1 if even, E / K = 4 if all tokens go to the same two
         assert step.grad_norm != pytest.approx(reference.grad_norm, rel=1e-3)
 
 
@@ -179,7 +179,7 @@ def test_a_new_balance_method_must_be_added_everywhere(
 
 
 def test_the_balance_losses_gradient_is_the_sum_over_layers(tiny_moe, corpus):
-    """Written out once more, on the batch that the trainer drew."""
+    """Computed independently on the trainer's batch."""
     trainer = make(tiny_moe, corpus, balance="switch", balance_weight=0.5, accumulate=1)
     batch = trainer.batch(0)
     trainer._backward(0, bf16=False)
@@ -194,7 +194,7 @@ def test_the_balance_losses_gradient_is_the_sum_over_layers(tiny_moe, corpus):
 
 @pytest.mark.parametrize("balance", ["switch", "sequence"])
 def test_a_balance_loss_balances(tiny_moe, corpus, balance):
-    """A lopsided gate, with the loss and without."""
+    """An imbalanced gate, with and without the loss."""
     violations = {}
     for method in (balance, "none"):
         weight = None if method == "none" else 1.0
@@ -218,7 +218,7 @@ def test_loads_are_counted_by_domain(tiny_moe, corpus):
     assert not torch.equal(evaluation.counts_NME[0], evaluation.counts_NME[1])
 
 
-def test_no_balance_speed_no_bias(tiny_moe, corpus):
+def test_a_balance_speed_of_0_leaves_the_bias_at_0(tiny_moe, corpus):
     trainer = make(tiny_moe, corpus, balance_speed=0.0)
     trainer.train_step()
     assert all(moe.gate.e_score_correction_bias.abs().max() == 0 for moe in trainer.moe_layers)
@@ -239,7 +239,7 @@ def test_first_step_equals_adamw_by_hand(tiny_dense, corpus):
         torch.testing.assert_close(p.detach(), expected, rtol=1e-4, atol=2e-5, msg=name)
 
 
-def test_clipping_bounds_what_the_optimizer_sees(tiny_dense, corpus):
+def test_clipping_bounds_the_gradient(tiny_dense, corpus):
     trainer = make(tiny_dense, corpus, clip=1e-3)
     seen = []
     trainer.optimizer.register_step_pre_hook(
@@ -253,7 +253,7 @@ def test_warmup_and_cosine_by_hand():
     config = TrainConfig(steps=110, warmup=10, lr=1.0, final_lr=0.1)
     assert config.lr_at(0) == pytest.approx(0.1)
     assert config.lr_at(9) == pytest.approx(1.0)
-    assert config.lr_at(60) == pytest.approx(0.55)  # half-way down
+    assert config.lr_at(60) == pytest.approx(0.55)  # halfway down
     assert config.lr_at(110) == pytest.approx(0.1)
     constant = replace(config, schedule="constant")
     assert [constant.lr_at(step) for step in (4, 10, 109)] == [0.5, 1.0, 1.0]
@@ -272,7 +272,7 @@ def test_evaluation_equals_loss_by_hand_and_repeats(tiny, corpus):
     assert trainer.evaluate().domains == evaluation.domains
 
 
-def test_average_is_that_of_the_last_fraction(tiny_dense, corpus):
+def test_weights_are_averaged_over_the_last_fraction(tiny_dense, corpus):
     trainer = make(tiny_dense, corpus, average=0.5)
     expected = weights(trainer)
     for step in range(1, 9):
@@ -289,7 +289,7 @@ def test_average_is_that_of_the_last_fraction(tiny_dense, corpus):
     assert trainer.evaluate().bits_per_byte != averaged
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_weights(tiny, corpus):
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_weights_unchanged(tiny, corpus):
     trainer = make(tiny, corpus)
     with torch.no_grad():
         trainer.model.norm.weight[0] = float("nan")
@@ -309,7 +309,7 @@ def test_bf16_stays_near_float32_and_keeps_float32_weights(tiny, corpus):
     assert {p.dtype for p in half.parameters.values()} == {torch.float32}
 
 
-def test_auto_takes_the_faster_and_leaves_no_trace(tiny_dense, corpus, monkeypatch):
+def test_autocast_auto_chooses_the_faster_and_leaves_no_gradients(tiny_dense, corpus, monkeypatch):
     for bf16_seconds, expected in ((0.5, True), (2.0, False)):
         monkeypatch.setattr(
             "minimoe.training.trainer.interleaved_seconds",
@@ -336,11 +336,11 @@ def test_auto_takes_the_faster_and_leaves_no_trace(tiny_dense, corpus, monkeypat
         ({"balance": "bias", "balance_weight": 0.1}, r"balance_weight \(0.1\) needs .*'bias'; omit it"),
     ],
 )
-def test_bad_settings_are_refused_with_their_numbers(changes, message):
+def test_invalid_configurations_are_refused_with_their_numbers(changes, message):
     with pytest.raises(ValueError, match=message):
         replace(CONFIG, **changes)
 
 
-def test_a_vocabulary_that_cannot_hold_bytes_is_refused(tiny, corpus):
+def test_a_vocabulary_smaller_than_bytes_is_refused(tiny, corpus):
     with pytest.raises(ValueError, match=r"vocab_size \(100\) must be at least 256"):
         make(replace(tiny, vocab_size=100), corpus)
