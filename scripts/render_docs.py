@@ -26,7 +26,7 @@ RESULTS = ROOT / "docs" / "results"
 PICTURE = ROOT / "docs" / "development" / "rooms.svg"
 BLOCK = re.compile(r"(<!-- begin (\S+) -->\n).*?(<!-- end \2 -->)", re.S)
 
-# For each technique, the files to read, in order; each is readable without the next.
+# For each technique, the files to read, in order; each can be understood without the later ones.
 READING = {
     "mixture": [
         "moe/feed_forward.py",
@@ -50,6 +50,22 @@ READING = {
         "distill/teachers.py",
         "distill/trainer.py",
     ],
+}
+
+# Claims with a page of results in docs/results/, and the heading there.
+RESULTS_OF = {
+    "less-accurate": "precision.md#rounding",
+    "wide-answer": "precision.md#accumulation",
+    "promotion": "precision.md#accumulation",
+    "accurate-enough": "fp8-training.md",
+    "outliers": "precision.md#outliers",
+    "much-more-efficient": "moe-vs-dense.md",
+    "struggled": "load-balance.md",
+    "moving-data": "expert-parallelism.md",
+    "small-from-big": "distillation.md",
+    "copying-is-easy": "distillation.md",
+    "the-bill": "model-cost.md",
+    "fits-in-memory": "model-cost.md",
 }
 
 
@@ -77,7 +93,7 @@ def comparison(name: str) -> str:
 
 
 def headline() -> str:
-    """The main job in a few lines: bits per byte of each model at equal tokens, FLOPs and seconds."""
+    """The main comparison in a few lines: bits per byte of each model at equal tokens, FLOPs and seconds."""
     data = record("compare-quick")
     out = [
         "| | parameters | active | equal tokens | equal FLOPs | equal seconds |",
@@ -123,10 +139,10 @@ def verdicts() -> str:
 
 
 def claim_sources() -> str:
-    """For every claim the file of its bounds and the file of its experiment."""
+    """For every claim the file of its bounds, the file of its experiment, and the page of results if any."""
     from minimoe.claims import CLAIMS, registry
 
-    out = ["| claim | bounds | experiment |", "|---|---|---|"]
+    out = ["| claim | bounds | experiment | results |", "|---|---|---|---|"]
     bounds = {claim.id: part.__name__ for part in registry.PARTS for claim in part.CLAIMS}
     for claim in CLAIMS.values():
         if claim.experiment is not None:
@@ -134,7 +150,9 @@ def claim_sources() -> str:
             function = measure.func if isinstance(measure, partial) else measure
             files = (name.replace(".", "/") + ".py" for name in (bounds[claim.id], function.__module__))
             links = (f"[{file.removeprefix('minimoe/')}](../../{file})" for file in files)
-            out.append(f"| `{claim.id}` | {' | '.join(links)} |")
+            page = RESULTS_OF.get(claim.id)
+            results = f"[{page.partition('.')[0]}]({page})" if page else ""
+            out.append(f"| `{claim.id}` | {' | '.join(links)} | {results} |")
     return "\n".join(out)
 
 
@@ -272,7 +290,7 @@ def pages() -> list[Path]:
 
 
 def rendered(page: str) -> str:
-    """A page with its blocks made anew. Raises KeyError for a block that has no renderer."""
+    """A page with its blocks rendered again. Raises KeyError for a block that has no renderer."""
     return BLOCK.sub(lambda block: f"{block[1]}{RENDERERS[block[2]]()}\n{block[3]}", page)
 
 

@@ -24,7 +24,7 @@ CLAIMS = (
     ),
     Claim.of(
         "specialists",
-        "Each expert concentrates on its field, as poetry, programming, biology or physics.",
+        "Each expert concentrates on its field, such as poetry, programming, biology or physics.",
         "New York Times, 2025-02-12",
         SPECIALIZATION,
         "over chance | at least 0 millibits | "
@@ -54,7 +54,7 @@ CLAIMS = (
     ),
     Claim.of(
         "moving-data",
-        "The time lost by moving data from place to place was minimised.",
+        "The time lost by moving data from place to place was minimized.",
         "New York Times, 2025-02-12; DeepSeek-V3, arXiv 2412.19437, sections 2.1.2 and 3.3.3",
         EXPERT_PARALLEL,
         "bytes | at most 0.5x | "

@@ -19,7 +19,7 @@ CLAIMS = (
     ),
     Claim.of(
         "pi",
-        "Shortening decimals, as π to 3.14, leaves a good estimate.",
+        "Shortening decimals, such as π to 3.14, leaves a good estimate.",
         "New York Times, 2025-02-12",
         ROUNDED_CONSTANTS,
         "E4M3 | at most 1 | largest error in E4M3, in units of roundoff | "
@@ -51,7 +51,7 @@ CLAIMS = (
     ),
     Claim.of(
         "promotion",
-        "Tensor cores keep some 14 bits of a sum, which costs about 2 % at K = 4096; adding to float32 "
+        "Tensor cores keep about 14 bits of a sum, which costs about 2 % at K = 4096; adding to float32 "
         "every 128 products repairs it.",
         "DeepSeek-V3, arXiv 2412.19437, section 3.3.2",
         ACCUMULATION,

@@ -18,7 +18,7 @@ NOT_BUILT = (
     ),
     Claim(
         "failed-roads",
-        "Some roads failed, as Monte Carlo tree search.",
+        "Some approaches failed, such as Monte Carlo tree search.",
         "DeepSeek-R1, arXiv 2501.12948v1, section 4.2",
         not_built="the authors' own negative result, cited; tree search is not in this project",
     ),

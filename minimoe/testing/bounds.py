@@ -39,9 +39,10 @@ def assert_within_bound(
           in 2 of 2 rows and 2 of 2 columns; 100% too small: terms lost in sums, saturated or rounded to 0?
           relative error 1, the recipe's own is ...
 
-    It detects errors larger than rounding: a missing or misplaced scale, sums kept in too few bits. It does
-    not detect errors as small as rounding: 1x64 tiles in place of 1x128, or bf16 in place of float32 in a
-    result of 8-bit numbers.
+    It detects errors larger than rounding: a missing or misplaced scale. It does not detect errors as small
+    as the rounding of the operands, which dominates the bound of a recipe that casts: 1x64 tiles in place of
+    1x128, a few lost products, sums in bf16. To test sums, use operands that are 8-bit numbers already and
+    the recipe ``full``: then only the accumulation is bounded.
 
     The probabilistic bound detects more, for data that do not repeat. For random signs the deterministic one
     grows like K and the result like sqrt(K); in E4M3 it is of little use beyond K = 1000.
