@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from minimoe.bench.layers import DENSE_ACTIVE, DENSE_TOTAL, FORWARD, FORWARD_BACKWARD, MOE
+from minimoe.bench.layers import DENSE_ACTIVE, DENSE_TOTAL, DIRECTIONS, MOE
 
 Record = dict[str, Any]
 
-COMPARISONS = tuple((d, b) for d in (FORWARD, FORWARD_BACKWARD) for b in (DENSE_ACTIVE, DENSE_TOTAL))
+COMPARISONS = tuple((d, b) for d in DIRECTIONS for b in (DENSE_ACTIVE, DENSE_TOTAL))
 
 
 def verdict(ratio: Record) -> Literal["faster", "slower", "even"]:

@@ -18,13 +18,11 @@ from matplotlib.ticker import (
 )
 
 from minimoe.bench.crossover import Record, describe_crossovers, layer_records, token_sweeps
-from minimoe.bench.layers import DENSE_ACTIVE, DENSE_TOTAL, FORWARD, FORWARD_BACKWARD, MOE
+from minimoe.bench.layers import DENSE_ACTIVE, DENSE_TOTAL, DIRECTIONS, MOE
 from minimoe.bench.report import describe_threads
 from minimoe.reporting.figures import LINES, STYLES, figure_style
 
 SWEEPS = {"E": "experts E", "K": "experts per token K", "T": "tokens T", "D": "width D"}
-
-DIRECTIONS = (FORWARD, FORWARD_BACKWARD)
 
 
 def plot_bench(data: dict[str, Any], out: Path) -> list[Path]:

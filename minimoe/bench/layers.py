@@ -18,7 +18,7 @@ from minimoe.moe.dispatch.capacity import expert_capacity
 from minimoe.tools.memory import saved_activation_bytes
 from minimoe.tools.timing import Task
 
-FORWARD, FORWARD_BACKWARD = "forward", "forward+backward"
+DIRECTIONS = FORWARD, FORWARD_BACKWARD = "forward", "forward+backward"
 
 DENSE_ACTIVE, DENSE_TOTAL, MOE = "dense-active", "dense-total", "moe"
 

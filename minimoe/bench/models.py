@@ -14,7 +14,7 @@ from torch import Tensor
 from minimoe.bench.case import BuiltCase, Case, Work, WrongResult
 from minimoe.bench.checks import require_close, require_dense_size
 from minimoe.bench.layers import DENSE_ACTIVE, DENSE_TOTAL, MOE, n_parameters
-from minimoe.cost import expected_active_experts, flops_per_token, parameters
+from minimoe.cost import count, expected_active_experts, flops_per_token, from_config, parameters
 from minimoe.data.corpus import Corpus, load_corpus
 from minimoe.experiments.presets import COMPARABLE
 from minimoe.models.config import ModelConfig
@@ -138,10 +138,8 @@ def _forward_work(config: ModelConfig, passes: Sequence[int]) -> Work:
 
 def _weights_read(config: ModelConfig, tokens: int) -> float:
     """Expected number of weights that at least one of the tokens needs."""
-    total = parameters(config)
+    n = count(from_config(config))
     if not config.n_experts:
-        return total
-    inactive = total - parameters(config, active=True)
-    routed = inactive * config.n_experts / (config.n_experts - config.top_k)
+        return n.total
     experts = expected_active_experts(config.n_experts, config.top_k, tokens)
-    return total - routed * (1 - experts / config.n_experts)
+    return n.total - n.routed * (1 - experts / config.n_experts)

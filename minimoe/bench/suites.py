@@ -10,7 +10,7 @@ from functools import partial
 from minimoe.bench import distillation, layers, low_precision, models
 from minimoe.bench.case import Case, Suite
 from minimoe.bench.distillation import LABELS, LOSSES, TEACHER_LOGITS
-from minimoe.bench.layers import FORWARD, FORWARD_BACKWARD, LAYERS, MOE
+from minimoe.bench.layers import DIRECTIONS, FORWARD_BACKWARD, LAYERS, MOE
 from minimoe.bench.low_precision import CODES, FLOAT32, HALF
 from minimoe.experiments.distillation.setup import SETUPS
 from minimoe.experiments.presets import PRESETS
@@ -71,10 +71,10 @@ def moe(plan: Plan) -> Iterator[Case]:
     case = partial(Case, "moe", tasks=LAYERS, baselines=LAYERS[:2])
     by_tokens = [plan.shape | {"T": tokens} for tokens in plan.token_sweep]
     for dtype in plan.dtypes:
-        for direction in (FORWARD, FORWARD_BACKWARD):
+        for direction in DIRECTIONS:
             for shape in shapes(plan) if dtype == plan.dtypes[0] else by_tokens:
                 yield case(f"layer, {direction}", shape=shape, build=layers.build_layers, dtype=dtype)
-    for direction in (FORWARD, FORWARD_BACKWARD):
+    for direction in DIRECTIONS:
         for shape in by_tokens:
             tasks = ("loop", "grouped", "capacity") + (("reference",) if shape["T"] <= 16 else ())
             yield Case("moe", f"dispatch, {direction}", tasks, ("loop",), shape, layers.build_dispatchers)

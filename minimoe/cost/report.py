@@ -113,7 +113,8 @@ def _time(value: float) -> str:
 
 def _print_assumptions(estimates: list[Estimate], console: Console) -> None:
     first = estimates[0]["assumed"]
-    contexts, precisions = (" and ".join(_distinct(estimates, key)) for key in ("context", "keeping"))
+    contexts = " and ".join(dict.fromkeys(f"{e['assumed']['context']:,}" for e in estimates))
+    precisions = " and ".join(dict.fromkeys(e["assumed"]["keeping"] for e in estimates))
     console.print(
         f"Assumptions: {estimates[0]['training']['tokens']:.3g} tokens in contexts of {contexts}; storage "
         f"precision {precisions}; {first['accelerator']} at {first['mfu']:.0%} of its {si(first['peak'])}"
@@ -137,8 +138,3 @@ def _machine(estimate: Estimate) -> str:
         return f"the datasheet of the {machine['machine']}"
     peaks = ", ".join(f"{si(peak)}FLOP/s in {dtype}" for dtype, peak in machine["flops"].items())
     return f"peaks measured here ({peaks}, {si(machine['bandwidth'])}B/s, threads: {machine['threads']})"
-
-
-def _distinct(estimates: list[Estimate], key: str) -> list[str]:
-    values = dict.fromkeys(estimate["assumed"][key] for estimate in estimates)
-    return [f"{value:,}" if isinstance(value, int) else value for value in values]
