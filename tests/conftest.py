@@ -30,8 +30,8 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """With ``-n 2 --dist loadgroup`` a file stays with one worker, which shares its fixtures. Each tutorial and
-    each test of a resumed run is a job of its own."""
+    """With ``-n 2 --dist loadgroup`` a file stays with one worker, which shares its fixtures. Each tutorial
+    and each test of a resumed run is a job of its own."""
 
     def rank(item) -> int:
         marks = [i for i, name in enumerate(LONGEST_FIRST) if item.get_closest_marker(name)]

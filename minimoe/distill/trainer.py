@@ -168,10 +168,8 @@ def distill(
     trainer = DistillationTrainer(
         student, corpus, config, distill_config, as_teacher(teacher, distill_config, device), text, device
     )
-    evaluations: list[Evaluation] = []
     folders = {} if folder is None else {"student": folder}
-    train_in_turns({"student": trainer}, folders, resume=resume, display=display, keep=evaluations)
-    return evaluations
+    return train_in_turns({"student": trainer}, folders, resume=resume, display=display)["student"]
 
 
 def as_teacher(teacher: GPT | Teacher | None, config: DistillConfig, device: str = "cpu") -> Teacher | None:

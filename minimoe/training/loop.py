@@ -54,9 +54,7 @@ def train(
     network = strategy.wrap_model(model.to(device), config.batch_size)
     trainer = Trainer(network, corpus, config, device, strategy)
     folders = {"model": Path(out)} if out is not None else {}
-    evaluations: list[Evaluation] = []
-    train_in_turns({"model": trainer}, folders, resume=resume, display=display, keep=evaluations)
-    return evaluations
+    return train_in_turns({"model": trainer}, folders, resume=resume, display=display)["model"]
 
 
 def train_in_turns(
@@ -65,16 +63,15 @@ def train_in_turns(
     *,
     resume: bool = False,
     display: Display | None = None,
-    keep: list[Evaluation] | None = None,
-) -> None:
-    """Train several models, one step of each in turn, each for its own ``config.steps``.
+) -> dict[str, list[Evaluation]]:
+    """Train several models, one step of each in turn, each for its own ``config.steps`` -> their evaluations.
 
     Args:
         folders: where each model's records and checkpoints go; without a folder nothing is written.
-        keep: receives the evaluations.
     """
     keep_freed_memory()
     display = display or Silent()
+    evaluations: dict[str, list[Evaluation]] = {name: [] for name in trainers}
     for name, folder in folders.items():
         _open(folder, trainers[name], resume)
     with display, _interruptible() as stop:
@@ -82,34 +79,28 @@ def train_in_turns(
         while waiting := [n for n, t in trainers.items() if t.step < t.config.steps]:
             # After a kill some may be one step ahead: the others catch up first.
             name = min(waiting, key=lambda n: trainers[n].step)
-            _turn(name, trainers[name], folders.get(name), display, keep)
+            evaluations[name] += _turn(name, trainers[name], folders.get(name), display)
             if trainers[name].strategy.any_rank(stop.is_set()):
                 for other, folder in folders.items():
                     checkpoint.save(folder / "checkpoints", trainers[other])
                 raise Interrupted
+    return evaluations
 
 
-def _turn(
-    name: str,
-    trainer: Trainer,
-    folder: Path | None,
-    display: Display,
-    keep: list[Evaluation] | None,
-) -> None:
-    """One step of one model, and the evaluation and checkpoint that are due after it."""
-    config = trainer.config
+def _turn(name: str, trainer: Trainer, folder: Path | None, display: Display) -> list[Evaluation]:
+    """One step of one model, with the evaluation and checkpoint due after it -> the evaluation, if any."""
+    config, evaluations = trainer.config, []
     last = trainer.step + 1 == config.steps
     step = trainer.train_step()
     display.step(name, step)
     _record(folder, trainer, step_record(step))
     if last or trainer.step % config.eval_every == 0:
-        evaluation = trainer.evaluate()
-        display.evaluation(name, evaluation)
-        _record(folder, trainer, evaluation_record(evaluation))
-        if keep is not None:
-            keep.append(evaluation)
+        evaluations.append(trainer.evaluate())
+        display.evaluation(name, evaluations[0])
+        _record(folder, trainer, evaluation_record(evaluations[0]))
     if folder is not None and (last or trainer.step % config.checkpoint_every == 0):
         checkpoint.save(folder / "checkpoints", trainer)
+    return evaluations
 
 
 def _open(folder: Path, trainer: Trainer, resume: bool) -> None:
