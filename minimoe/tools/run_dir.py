@@ -94,7 +94,7 @@ def _check_format(out: Path, run: dict[str, Any]) -> None:
         age = "an older" if run["format"] < FORMAT else "a newer"
         raise ValueError(
             f"{out} was written by {age} version of minimoe (format {run['format']}, this version reads "
-            f"{FORMAT}); --overwrite replaces it; or choose another --out, or use the version that wrote it"
+            f"{FORMAT}); replace it with --overwrite, choose another --out, or use the version that wrote it"
         )
 
 
