@@ -81,6 +81,12 @@ def test_the_readme_is_short():
     assert len(text.encode()) <= 20_000
 
 
+def test_the_readme_lists_all_rooms_in_import_order():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = text.split("```text\nminimoe/\n")[1].split("```")[0]
+    assert re.findall(r"^  (\w+)/", block, re.M) == list(tree.rooms())[::-1]
+
+
 @pytest.mark.parametrize("technique", render_docs.READING)
 def test_a_technique_is_read_in_600_lines(technique):
     paths = [ROOT / "minimoe" / name for name in render_docs.READING[technique]]
