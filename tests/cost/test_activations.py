@@ -143,9 +143,7 @@ def test_the_peak_of_a_training_step(name):
 def test_activations_of_a_dense_network_are_exact(width):
     x = torch.randn(50, 128, requires_grad=True)
     a = from_config(replace(BASE, hidden_dim=width))
-    assert (
-        saved_activation_bytes(SwiGLU(128, width), x) == 50 * network(a, FLOAT32, width) == 50 * 16 * width
-    )
+    assert saved_activation_bytes(SwiGLU(128, width), x) == 50 * network(a, FLOAT32, width) == 50 * 16 * width
     assert feed_forward(a, FLOAT32, is_moe=False) == 4 * NORM + 16 * width
 
 
