@@ -30,17 +30,23 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """With ``-n 2 --dist loadgroup`` a file stays with one worker, which shares its fixtures. Each tutorial
-    and each test of a resumed run is a job of its own."""
-
     def rank(item) -> int:
         marks = [i for i, name in enumerate(LONGEST_FIRST) if item.get_closest_marker(name)]
         return min(marks, default=len(LONGEST_FIRST))
 
-    for item in items:
-        alone = item.get_closest_marker("resume") or item.get_closest_marker("tutorial")
-        item.add_marker(pytest.mark.xdist_group(item.nodeid if alone else str(item.path)))
     items.sort(key=rank)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file stays with one worker, which shares its fixtures; each tutorial is a job of its own."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid if "/tutorials/" in nodeid else nodeid.split("::")[0]
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True)
