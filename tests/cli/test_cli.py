@@ -35,7 +35,7 @@ def plain(text: str) -> str:
 def compared(tmp_path_factory):
     """A comparison of a few steps."""
     out = tmp_path_factory.mktemp("compare") / "out"
-    arguments = ["compare", "--steps", "3", "--seeds", "2", "--device", "cpu", "--out", str(out)]
+    arguments = ["compare", "--steps", "2", "--seeds", "2", "--device", "cpu", "--out", str(out)]
     assert cli.main(arguments) == 0
     return out, arguments
 

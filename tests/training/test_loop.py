@@ -285,6 +285,7 @@ def same_end(straight: Path, out: Path) -> None:
         assert a == b
 
 
+@pytest.mark.resume
 def test_kill_9_at_random_points_and_resume_gives_the_same_bits(text, straight, tmp_path):
     out = tmp_path / "killed"
     points = sorted(random.sample(range(1, STEPS // 3), 2))
@@ -298,6 +299,7 @@ def test_kill_9_at_random_points_and_resume_gives_the_same_bits(text, straight, 
     same_end(straight, out)
 
 
+@pytest.mark.resume
 def test_ctrl_c_saves_and_says_how_to_resume(text, straight, tmp_path):
     out = tmp_path / "stopped"
     stopped = stop(command(text, out), out / "records.jsonl", 7, signal.SIGINT)
@@ -315,13 +317,14 @@ def test_ctrl_c_saves_and_says_how_to_resume(text, straight, tmp_path):
     same_end(straight, out)
 
 
+@pytest.mark.resume
 def test_a_killed_comparison_resumes_to_the_same_curves(text, tmp_path):
     def compare(out, *more):
-        flags = f"compare --steps 6 --data {text} --out {out} --device cpu --threads 1"
+        flags = f"compare --steps 4 --data {text} --out {out} --device cpu --threads 1"
         return [sys.executable, "-m", "minimoe", *flags.split(), *more]
 
     killed = stop(
-        compare(tmp_path / "killed"), tmp_path / "killed/seed-0/moe/records.jsonl", 3, signal.SIGKILL
+        compare(tmp_path / "killed"), tmp_path / "killed/seed-0/moe/records.jsonl", 2, signal.SIGKILL
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr_text
     for arguments in (compare(tmp_path / "killed", "--resume"), compare(tmp_path / "straight")):
@@ -335,6 +338,7 @@ def test_a_killed_comparison_resumes_to_the_same_curves(text, tmp_path):
     assert bits("killed") == bits("straight")
 
 
+@pytest.mark.resume
 def test_a_file_size_limit_ends_in_one_line_and_loses_nothing(text, tmp_path):
     """A real error of the kernel in the middle of a run, when a checkpoint exceeds the limit."""
     out = tmp_path / "limited"
